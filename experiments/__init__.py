@@ -1,0 +1,1 @@
+"""Binaries: parse flags, build a frozen configuration, call ``run(config, workdir)``. No science in here."""

@@ -1,0 +1,1 @@
+"""Clips in: video files and folders, labelled data sets, generated worlds."""

@@ -1,0 +1,233 @@
+"""Reading and writing clips.
+
+Everything becomes uint8 RGB `[T, H, W, 3]`. What cannot be read is a `MissingDataError` that names the file.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from jaxdiff.data.sampling import frame_indices, to_uint8
+from jaxdiff.data.sources import VIDEO_SUFFIXES, VideoInfo, image_files, natural, open_clip
+from jaxdiff.errors import MissingDataError
+
+
+def list_videos(folder: str | Path) -> list[Path]:
+    """All clips below a folder, sorted: video files, `.npy` files, and folders that directly hold pictures.
+
+    Of a folder with a `scene` subfolder (the layout of IntPhys) the subfolder is the clip; its depth and
+    masks are none.
+
+    Raises
+    ------
+    MissingDataError
+        If the folder does not exist or holds no clip.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingDataError(
+            f"{folder}: no such folder. --videos takes a folder of video files (or of folders of png frames)."
+        )
+
+    def below(path: Path) -> list[Path]:
+        if (path / "scene").is_dir():
+            return below(path / "scene")
+        clips = [path] if image_files(path) else []
+        for entry in sorted(path.iterdir(), key=natural):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                clips += below(entry)
+            elif entry.suffix.lower() in (*VIDEO_SUFFIXES, ".npy"):
+                clips.append(entry)
+        return clips
+
+    clips = below(folder)
+    if not clips:
+        kinds = ", ".join((*VIDEO_SUFFIXES, ".npy"))
+        raise MissingDataError(
+            f"{folder}: no clips below it. Looked for {kinds} files and for folders of png or jpg frames."
+        )
+    return clips
+
+
+def video_info(path: str | Path, min_frames: int = 1) -> VideoInfo:
+    """Length, size and rate of a clip, without decoding it.
+
+    Raises
+    ------
+    MissingDataError
+        If it is absent, empty, damaged as far as its container shows, or shorter than `min_frames`.
+    """
+    return _long_enough(Path(path), open_clip(Path(path)).info, min_frames)
+
+
+def _long_enough(path: Path, info: VideoInfo, min_frames: int) -> VideoInfo:
+    if info.frames < min_frames:
+        raise MissingDataError(
+            f"{path}: the clip is too short: {info.frames} frames, and at least {min_frames} are needed."
+        )
+    return info
+
+
+def read_video(
+    path: str | Path,
+    frames: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    sampling: str = "linspace",
+    *,
+    stride: int = 1,
+    min_frames: int = 1,
+) -> np.ndarray:
+    """Read one clip.
+
+    Parameters
+    ----------
+    path : str or Path
+        A video file, a folder of png or jpg frames (in natural order), or a `.npy` file.
+    frames, sampling, stride
+        Which frames: see `frame_indices`. The last one is repeated when the clip is short.
+    size : int or (int, int), optional
+        Picture size: see `resize` (short side to `size`, centre crop). None keeps the clip's own.
+    min_frames : int
+        A clip with fewer frames of its own is an error instead of being padded.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 RGB `[T, H, W, 3]`.
+
+    Raises
+    ------
+    MissingDataError
+        If the clip is absent, empty, damaged, too short, or its pictures differ in size.
+    """
+    path = Path(path)
+    source = open_clip(path)
+    wanted = frame_indices(_long_enough(path, source.info, min_frames).frames, frames, sampling, stride)
+    try:
+        pictures = source.read(wanted.tolist(), size)
+        return np.stack([pictures[int(i)] for i in wanted])
+    except (ImportError, MemoryError):  # not the clip's fault
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged input
+        raise MissingDataError(f"{path}: the clip cannot be read: {error}.") from error
+
+
+def check_videos(paths: Iterable[str | Path], min_frames: int = 1) -> dict[Path, str]:
+    """Look at all clips without decoding them, before anything slow starts: the unreadable ones and why."""
+    bad = {}
+    for path in map(Path, paths):
+        try:
+            video_info(path, min_frames)
+        except MissingDataError as error:
+            bad[path] = str(error)
+    return bad
+
+
+class ClipReader:
+    """Clips decoded ahead in background threads, in order.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        What `read_video` takes.
+    frames, size, sampling, stride, min_frames
+        As for `read_video`.
+    skip_bad_clips : bool
+        False: the first unreadable clip ends the iteration with its `MissingDataError`. True: it is left out
+        and noted in `skipped`, a dict from the path (as given) to the reason.
+    ahead : int
+        Clips that are held decoded, at most.
+
+    Yields
+    ------
+    (int, numpy.ndarray)
+        Position in `paths`, and the clip uint8 `[T, H, W, 3]`.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        frames: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        sampling: str = "linspace",
+        stride: int = 1,
+        min_frames: int = 1,
+        skip_bad_clips: bool = False,
+        ahead: int = 4,
+        threads: int = 2,
+    ):
+        self.paths, self.skip_bad_clips = list(paths), skip_bad_clips
+        self.ahead, self.threads = max(ahead, 1), threads
+        self.read = partial(
+            read_video, frames=frames, size=size, sampling=sampling, stride=stride, min_frames=min_frames
+        )
+        self.skipped: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="clip-reader")
+        upcoming = enumerate(self.paths)
+        pending: deque[tuple[int, Future[np.ndarray]]] = deque()
+        try:
+            while True:
+                for position, path in islice(upcoming, self.ahead - len(pending)):
+                    pending.append((position, pool.submit(self.read, path)))
+                if not pending:
+                    return
+                position, future = pending.popleft()
+                try:
+                    clip = future.result()
+                except MissingDataError as error:
+                    if not self.skip_bad_clips:
+                        raise
+                    self.skipped[str(self.paths[position])] = str(error)
+                else:
+                    yield position, clip
+        finally:  # also when the consumer stops early
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: float = 8.0, crf: int = 12) -> Path:
+    """Write an H.264 mp4 that browsers play.
+
+    Parameters
+    ----------
+    frames : numpy.ndarray
+        uint8, or float in [-1, 1], `[T, H, W, 3]`. Odd sides are continued by one row or column (4:2:0 needs
+        even ones).
+    fps : float
+        Frames per second.
+    crf : int
+        x264's constant rate factor: lower is better and larger; 12 is visually lossless.
+    """
+    import av
+
+    frames = to_uint8(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"write_video({path}): frames must be [T, H, W, 3] and not empty, got {list(frames.shape)}."
+        )
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf)}
+        )
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path

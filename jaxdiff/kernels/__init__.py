@@ -1,0 +1,15 @@
+"""Arrays in, arrays out: the numerical kernels, importable alone into other JAX code.
+
+>>> import jax, jaxdiff.kernels as kernels
+>>> q = k = v = jax.numpy.ones((1, 640, 4, 64))        # [B, S, K heads, d]
+>>> kernels.attention(q, k, v).shape
+(1, 640, 4, 64)
+>>> kernels.attention_with_frame_map(q, k, v, frames=5)[1].shape      # [B, K, query frame, key frame]
+(1, 4, 5, 5)
+"""
+
+from jaxdiff.kernels.attention import attention, attention_with_frame_map
+from jaxdiff.kernels.convolution import conv2d
+from jaxdiff.kernels.rope import rope_3d, rotate_pairs
+
+__all__ = ["attention", "attention_with_frame_map", "conv2d", "rope_3d", "rotate_pairs"]

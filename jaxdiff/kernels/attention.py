@@ -1,0 +1,149 @@
+"""Softmax attention without a score matrix in memory, and exact frame-to-frame attention maps from the same pass."""
+
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Implementation = Literal["dense", "blockwise", "cudnn"]
+
+# Elements of one block of scores [B, K, block, S]: 2M float32 stay near the last-level cache of a CPU, which
+# is worth a factor of two there; on accelerators the block bounds memory.
+_BLOCK_ELEMENTS = 1 << 21
+# A score matrix above this many elements is refused by "dense" unless the caller raises the limit.
+_DENSE_LIMIT = 1 << 28
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float | None = None,
+    implementation: Implementation | None = None,
+    dense_limit: int = _DENSE_LIMIT,
+) -> jax.Array:
+    """``softmax(scale q k^T) v`` per head, not causal.
+
+    Parameters
+    ----------
+    q : [B, Sq, K, d]
+    k, v : [B, S, K, d]
+    scale : defaults to ``d ** -0.5``.
+    implementation : "blockwise" (over queries; XLA, any backend), "cudnn" (flash attention on NVIDIA GPUs, float16 or
+        bfloat16), "dense" (the reference, builds the score matrix) or None: cudnn where it applies, else blockwise.
+    dense_limit : "dense" raises above this many score elements B K Sq S.
+
+    Returns
+    -------
+    [B, Sq, K, d] in the dtype of `q`. Scores, softmax and accumulation are float32.
+
+    Raises
+    ------
+    ValueError : shapes do not agree, or "dense" would build more than `dense_limit` scores.
+    """
+    _check(q, k, v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    match implementation or _default(q):
+        case "cudnn":
+            return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+        case "dense":
+            elements = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
+            if elements > dense_limit:
+                raise ValueError(
+                    f"attention: 'dense' would build {elements:,} scores for q {q.shape}, k {k.shape} "
+                    f"(limit {dense_limit:,}); use implementation='blockwise' or raise dense_limit"
+                )
+            return _blockwise(q, k, v, scale, None, block=q.shape[1])[0]
+        case "blockwise":
+            return _blockwise(q, k, v, scale, None)[0]
+        case other:
+            raise ValueError(f"attention: unknown implementation {other!r}; use dense, blockwise or cudnn")
+
+
+def attention_with_frame_map(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, frames: int, scale: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`attention`, and how much of it each frame spends on each frame.
+
+    Tokens are ordered by frame: S = frames * tokens per frame, the same for queries and keys. The map is exact and
+    costs no score matrix: inside a block of queries the row sum of the softmax is formed per key frame first, and
+    those partial sums are the map.
+
+    Returns
+    -------
+    output : [B, S, K, d] in the dtype of `q`.
+    frame_map : float32 [B, K, frames, frames], query frame by key frame: the attention mass a query of one frame
+        puts on all keys of another, averaged over the queries of its frame. Rows sum to 1.
+    """
+    _check(q, k, v)
+    if q.shape[1] != k.shape[1] or q.shape[1] % frames:
+        raise ValueError(
+            f"attention_with_frame_map: {q.shape[1]} queries and {k.shape[1]} keys are not {frames} equal frames"
+        )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    output, mass = _blockwise(q, k, v, scale, frames)
+    return output, mass.reshape(*mass.shape[:2], frames, -1, frames).mean(3)
+
+
+def _check(q, k, v):
+    if q.ndim != 4 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"attention: expected q [B,Sq,K,d] and k, v [B,S,K,d], got q {q.shape}, k {k.shape}, v {v.shape}"
+        )
+
+
+def _default(q) -> Implementation:
+    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    return "blockwise"
+
+
+def _blockwise(q, k, v, scale, frames, block=None):
+    """Attention over blocks of queries; with `frames`, also each query's mass per key frame [B, K, Sq, frames]."""
+    batch, queries, heads, _ = q.shape
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # batched matmuls run best as [B, K, S, d]
+    attend = functools.partial(_attend, k=k, v=v, scale=scale, frames=frames)
+    block = block or _block_size(batch * heads * k.shape[2], queries)
+    if block >= queries:
+        output, mass = attend(q)
+        return output.transpose(0, 2, 1, 3), mass
+    count = math.ceil(queries / block)
+    padded = jnp.pad(q, ((0, 0), (0, 0), (0, count * block - queries), (0, 0)))
+    blocks = padded.reshape(batch, heads, count, block, -1).transpose(2, 0, 1, 3, 4)
+    # Checkpointed: the backward pass recomputes a block's scores and never holds all of them.
+    outputs = jax.lax.map(jax.checkpoint(attend), blocks)
+
+    def joined(x):
+        return x.transpose(1, 2, 0, 3, 4).reshape(batch, heads, count * block, -1)[:, :, :queries]
+
+    output, mass = jax.tree.map(joined, outputs)
+    return output.transpose(0, 2, 1, 3), mass
+
+
+def _block_size(scores_per_query: int, queries: int) -> int:
+    if scores_per_query * queries <= _BLOCK_ELEMENTS:
+        return queries
+    return max(16, _BLOCK_ELEMENTS // scores_per_query // 16 * 16)
+
+
+def _attend(q, k, v, scale, frames):
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    scores = jnp.einsum(
+        "bkqd,bksd->bkqs", q, k, precision=precision, preferred_element_type=jnp.float32
+    )
+    scores = scores * scale
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    mass = None
+    if frames is None:
+        total = weights.sum(-1, keepdims=True)
+    else:
+        mass = weights.reshape(*weights.shape[:-1], frames, -1).sum(-1)
+        total = mass.sum(-1, keepdims=True)
+        mass = mass / total
+    output = jnp.einsum(
+        "bkqs,bksd->bkqd", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
+    )
+    return (output / total).astype(q.dtype), mass

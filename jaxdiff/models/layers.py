@@ -1,0 +1,111 @@
+"""Layers that every family of video diffusion transformers shares.
+
+One rule for precision: a linear layer computes in the dtype of its kernel (float32 kernels at full float32
+precision on every backend), norms and time embeddings compute in float32.
+"""
+
+import difflib
+import math
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxdiff.errors import ConfigError
+
+
+class Linear(nnx.Module):
+    """``x @ kernel + bias``: kernel [in, out], bias [out]; input [..., in] is cast to the kernel's dtype."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs, init=None):
+        init = init or jax.nn.initializers.xavier_uniform()
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        y = jnp.matmul(x.astype(kernel.dtype), kernel, precision=matmul_precision(kernel.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, computed and returned in float32."""
+
+    def __init__(self, width: int, eps: float, *, affine: bool = True):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32)) if affine else None
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if affine else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
+        if self.scale is None:
+            return x
+        return x * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+
+
+class RMSNorm(nnx.Module):
+    """RMS norm over the last axis, computed in float32 and returned in the input's dtype."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with an activation between: [..., inputs] -> [..., hidden] -> [..., outputs]."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, rngs: nnx.Rngs):
+        self.activation = activation
+        self.into = Linear(inputs, hidden, rngs=rngs)
+        self.out = Linear(hidden, outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(self.activation(self.into(x)))
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The tanh approximation of GELU, written as ``x * sigmoid(2 u)``: the same function, since
+    ``(1 + tanh u) / 2 == sigmoid(2 u)``, with a backward pass that XLA fuses better on CPUs."""
+    u = math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)
+    return x * jax.nn.sigmoid(2.0 * u)
+
+
+def timestep_embedding(timestep: jax.Array, width: int) -> jax.Array:
+    """Sinusoidal features ``[cos | sin]`` of timesteps: [B] -> [B, width], float32 (DDPM, Ho et al. 2020)."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = timestep.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def matmul_precision(dtype) -> jax.lax.Precision:
+    """float32 means float32 (accelerators default to less); lower precisions run natively."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+class ConfigFromDict:
+    """Mixin for frozen config dataclasses whose fields are the keys of a published config.json."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a parsed config.json: keys that begin with "_" are metadata, lists become tuples,
+        and an unknown key is a `ConfigError` (it would silently change the architecture)."""
+        fields = cls.__dataclass_fields__
+        kept = {}
+        for key, value in values.items():
+            if key.startswith("_"):
+                continue
+            if key not in fields:
+                close = difflib.get_close_matches(key, fields, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(fields)}"
+                raise ConfigError(f"{cls.__name__}: unknown configuration key {key!r}={value!r}{hint}")
+            kept[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**kept)

@@ -1,0 +1,76 @@
+"""A Flax NNX module taken apart: what is static (class, config) and what is data (weights)."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["module", "config"]
+)
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network as a pytree: its weights are the leaves, its class and configuration are static.
+
+    Weights therefore travel into `jax.jit` as arguments, never as constants, and two networks of equal
+    class and configuration share every compiled program.
+
+    Parameters
+    ----------
+    module : type[nnx.Module]
+        Class whose constructor is ``module(config, rngs=...)`` and that owns `nnx.Param` variables only.
+    config : hashable
+        Frozen dataclass with the architecture's numbers.
+    params : dict
+        Nested dict of arrays; keys are attribute names. Repeated blocks are stacked: leaves ``[L, ...]``.
+    """
+
+    module: type[nnx.Module]
+    config: Any
+    params: Params
+
+    @classmethod
+    def init(cls, module: type[nnx.Module], config: Any, seed: int = 0, dtype=jnp.float32) -> "Network":
+        """Random weights from an integer seed (the module's own initialisation)."""
+        return cls(module, config, cast(_initialise(module, config, jax.random.key(seed)), dtype))
+
+    @classmethod
+    def abstract(cls, module: type[nnx.Module], config: Any, dtype=jnp.float32) -> "Network":
+        """The same tree with `jax.ShapeDtypeStruct` leaves: shapes without memory."""
+        return jax.eval_shape(lambda: cls.init(module, config, dtype=dtype))
+
+    def bind(self) -> nnx.Module:
+        """The module with these weights. Cheap: no array is copied; meant for inside a traced function."""
+        return nnx.merge(_graphdef(self.module, self.config), self.params)
+
+    def __call__(self, *args, method: str = "__call__", **kwargs):
+        return getattr(self.bind(), method)(*args, **kwargs)
+
+    def replace(self, params: Params) -> "Network":
+        return dataclasses.replace(self, params=params)
+
+
+def cast(params: Params, dtype) -> Params:
+    """Floating-point leaves in `dtype`."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+@functools.lru_cache(maxsize=64)
+def _graphdef(module, config):
+    return nnx.graphdef(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _initialise(module, config, key):
+    return nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(key)), nnx.Param))
+
+
+def stack(make, layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`layers` copies of the module ``make(rngs)`` as one module whose leaves have a leading axis [L, ...]."""
+    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(layers))

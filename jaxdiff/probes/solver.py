@@ -1,0 +1,348 @@
+r"""Every fold and penalty of a candidate feature set in one fit on the device.
+
+The problem of one column (fold) f, at one penalty, over the clips i with train[f, i] = 1, is `LinearProbe`'s:
+
+    minimise over w, b   sum_i log(1 + exp(-s_i (w . z_fi + b)))  +  penalty / 2 * |w|^2 ,
+
+with z_f standardised by the training clips of f alone. Four facts make a thousand of them cheap:
+
+1. Folds are masks on one matrix x [n, D] (centred and scaled by all clips, which is a choice of coordinates
+   only: it does not move the solution). Centring per fold is absorbed by the free intercept.
+2. Scaling per fold is a diagonal metric: with 1/d_f the inverse variances of the training clips, the raw-unit
+   weights are w = (1/d_f) V a, where V [D, r] spans the rows of x. The gradient is z^T r + penalty * a with
+   z = x V, the same z for all folds, chosen by one eigendecomposition so that z^T z is diagonal.
+3. Margins x (1/d_f) V a are exact; the Hessian takes d_f = 1. That gives a quasi-Newton iteration which
+   contracts at the rate max |1/d_f - 1| (the spread of the training variances between folds, a few per
+   cent), whatever the conditioning. Its conjugate gradients cost two GEMMs [F, r] x [r, n] an iteration, with
+   the diagonal of the Hessian as preconditioner, which z^T z being diagonal makes a good one.
+4. Penalties are solved from strong to weak, each from the last one's solution.
+
+A column stops when its Newton decrement says that less than `TOLERANCE` of its objective is left to gain
+(then takes that step). Columns whose training variances differ too much for (3), or that do not get there, are solved
+again alone, with a rotation of their own, where the metric is exactly the identity.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.errors import CheckFailed
+from jaxdiff.probes.linear import CONSTANT
+
+# Relative to the objective, before the last step; that step leaves about a tenth of it.
+TOLERANCE = 3e-5
+NEWTON_LIMIT = 60  # steps per penalty; 2 to 8 are usual
+CG_LIMIT = 80  # conjugate gradient iterations per step
+CG_RESIDUAL = 0.3  # of the gradient in the preconditioner's norm: tight inner solves do not pay
+SPREAD = 8.0  # largest ratio of variances between folds for the shared rotation
+WELL_CONDITIONED = 1e-4  # smallest eigenvalue over largest for which an n x n kernel is accurate in float32
+
+
+class Fits(NamedTuple):
+    """Solutions for one candidate set: P penalties, F columns, n clips, D features.
+
+    margins : [P, F, n] float32, for training and held-out clips alike.
+    gaps : [P, F] float32, estimate of what was left to gain before the last step, over the objective.
+    coefficients : [P, F, D] float32, on raw features.
+    intercepts : [P, F] float32.
+    """
+
+    margins: jax.Array
+    gaps: jax.Array
+    coefficients: jax.Array
+    intercepts: jax.Array
+
+
+class _Metric(NamedTuple):
+    """What per-fold scaling needs: features [n, D], basis [D, r], inverse variances [F, D] in their units."""
+
+    features: jax.Array
+    basis: jax.Array
+    inverse: jax.Array
+
+
+def _standardise(x: jax.Array, train: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Features in common units, and each column's metric in them.
+
+    Returns x [n, D] in units, the centre [D] and unit [D] of each feature, inverse [F, D] (the inverse
+    training variances in these units, 0 where constant), and usable [F].
+    """
+    share = train / train.sum(1, keepdims=True)
+    peak = jnp.abs(x).max(0)
+    peak = jnp.where(peak > 0, peak, 1)  # no square overflows or vanishes in float32
+    x = x / peak
+    everywhere = (train.sum(0) > 0) if train.shape[0] == 1 else jnp.ones(x.shape[0], bool)
+    everywhere = everywhere / everywhere.sum()
+    centre = everywhere @ x
+    x = x - centre
+    total = everywhere @ (x * x)
+    mean = share @ x
+    second = share @ (x * x)
+    variance = jnp.maximum(second - mean**2, 0)
+    constant = variance <= CONSTANT**2 * ((centre + mean) ** 2 + variance)
+    ratio = jnp.where(constant, 0, total / jnp.where(constant, 1, variance))
+    tame = ratio <= SPREAD
+    # The unit decides nothing but speed: ratios near 1 converge fast, ratios above 2 would not at all.
+    common = jnp.maximum(jnp.where(tame, ratio, 0).mean(0), jnp.where(tame, ratio, 0).max(0) / 1.5)
+    common = jnp.where(common > 0, common, 1)
+    inverse = ratio / common
+    usable = jnp.all(tame & (constant | (inverse >= 1 / SPREAD)), axis=1)
+    varies = total > CONSTANT**2 * (centre**2 + total)
+    unit = jnp.where(varies, jnp.sqrt(total / common), jnp.inf)
+    return x / unit, centre * peak, unit * peak, jnp.where(tame, inverse, 1.0), usable
+
+
+def _rotate(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rotate features: z = x basis [n, r] with z^T z diagonal, basis [D, r] orthonormal over the rows of x."""
+    n, features = x.shape
+    if n >= features:
+        _, basis = jnp.linalg.eigh(x.T @ x)
+        return x @ basis, basis
+    values, left = jnp.linalg.eigh(x @ x.T)
+
+    def from_kernel():
+        kept = values > WELL_CONDITIONED * values[-1]
+        return (x.T @ left) * jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1)), 0)
+
+    def from_rows():
+        # Clips of one scene share most of what they show, so the kernel may be nearly singular; its small
+        # eigenvalues are then rounding. The triangle of a QR holds the small directions to full precision.
+        basis, upper = jnp.linalg.qr(x.T)
+        _, turn = jnp.linalg.eigh(upper @ upper.T)
+        return basis @ turn
+
+    # Centring takes one eigenvalue to zero; the next one tells.
+    basis = jax.lax.cond(values[1] > WELL_CONDITIONED * values[-1], from_kernel, from_rows)
+    return x @ basis, basis
+
+
+def _conjugate_gradients(z, weight, penalty, gradient, diagonal, active):
+    """Approximately solve (Z^T W Z + penalty) step = -gradient for every column; Z is z with a column of ones.
+
+    gradient, diagonal : pairs ([F, r], [F]) of weights and intercept. Returns such a pair.
+    """
+
+    def times(direction):
+        pushed = weight * (direction[0] @ z.T + direction[1][:, None])
+        return pushed @ z + penalty * direction[0], pushed.sum(1)
+
+    def dot(a, b):
+        return (a[0] * b[0]).sum(1) + a[1] * b[1]
+
+    def axpy(scale, a, b):
+        return scale[:, None] * a[0] + b[0], scale * a[1] + b[1]
+
+    def scaled(a):
+        return a[0] / diagonal[0], a[1] / diagonal[1]
+
+    residual = -gradient[0], -gradient[1]
+    direction = scaled(residual)
+    size = dot(residual, direction)
+    goal = jnp.where(active, CG_RESIDUAL**2 * size, jnp.inf)
+
+    def unfinished(state):
+        return jnp.any(state[-1] > goal) & (state[0] < CG_LIMIT)
+
+    def iterate(state):
+        count, step, residual, direction, size = state
+        live = size > goal
+        image = times(direction)
+        curvature = dot(direction, image)
+        length = jnp.where(live, size / jnp.where(curvature > 0, curvature, 1), 0)
+        step = axpy(length, direction, step)
+        residual = axpy(-length, image, residual)
+        preconditioned = scaled(residual)
+        new = jnp.where(live, dot(residual, preconditioned), size)
+        direction = axpy(new / jnp.where(size > 0, size, 1), direction, preconditioned)
+        return count + 1, step, residual, direction, new
+
+    zero = jnp.zeros_like(gradient[0]), jnp.zeros_like(gradient[1])
+    return jax.lax.while_loop(unfinished, iterate, (0, zero, residual, direction, size))[1]
+
+
+class _State(NamedTuple):
+    """Where each of the F columns stands."""
+
+    a: jax.Array  # [F, r] weights in the rotated space
+    intercept: jax.Array  # [F]
+    spread: jax.Array  # [F, D] basis a; empty without a metric
+    margins: jax.Array  # [F, n]
+    loss: jax.Array  # [F]
+    square: jax.Array  # [F] squared norm of the standardised weights
+
+
+def _newton_path(z, signs, train, penalties, metric: _Metric | None):
+    """Solve from `penalties[0]` to the last. Returns per penalty the state and the gaps [P, F]."""
+    columns, clips = train.shape
+    squared = z * z
+
+    def loss_of(margins):
+        return (train * jax.nn.softplus(-signs * margins)).sum(1)
+
+    def newton_step(penalty, state, done):
+        wrong = jax.nn.sigmoid(-signs * state.margins)  # probability of the other label
+        pull = -train * signs * wrong
+        weight = train * (wrong * (1 - wrong))
+        gradient = pull @ z + penalty * state.a, pull.sum(1)
+        diagonal = weight @ squared + penalty, weight.sum(1) + 1e-20
+        da, db = _conjugate_gradients(z, weight, penalty, gradient, diagonal, ~done)
+        if metric is None:
+            spread = state.spread
+            moved = da @ z.T + db[:, None]
+            cross, own = (state.a * da).sum(1), (da * da).sum(1)
+        else:
+            spread = da @ metric.basis.T
+            weights = metric.inverse * spread
+            moved = weights @ metric.features.T + db[:, None]
+            cross, own = (state.spread * weights).sum(1), (spread * weights).sum(1)
+        slope = (pull * moved).sum(1) + penalty * cross
+        objective = state.loss + 0.5 * penalty * state.square
+
+        def at(size):
+            loss = loss_of(state.margins + size[:, None] * moved)
+            return size, loss, state.square + 2 * size * cross + size**2 * own
+
+        def too_far(size, loss, square):
+            return (loss + 0.5 * penalty * square > objective + 1e-4 * size * slope) & (size > 0)
+
+        def shorten(trial):
+            size = trial[0]
+            return at(jnp.where(too_far(*trial), jnp.where(size > 1e-3, 0.4 * size, 0), size))
+
+        size = jnp.where(done, 0.0, 1.0)
+        size, loss, square = jax.lax.while_loop(lambda trial: jnp.any(too_far(*trial)), shorten, at(size))
+        after = _State(
+            state.a + size[:, None] * da,
+            state.intercept + size * db,
+            state.spread + size[:, None] * spread if metric is not None else state.spread,
+            state.margins + size[:, None] * moved,
+            loss,
+            square,
+        )
+        return after, jnp.abs(slope) / (2 * objective), size == 0
+
+    def at_penalty(state, penalty):
+        def unfinished(carry):
+            return ~jnp.all(carry[2]) & (carry[3] < NEWTON_LIMIT)
+
+        def iterate(carry):
+            state, gaps, done, count = carry
+            state, gap, stuck = newton_step(penalty, state, done)
+            gaps = jnp.where(done, gaps, gap)
+            return state, gaps, done | (gap <= TOLERANCE) | stuck, count + 1
+
+        start = state, jnp.full(columns, jnp.inf), jnp.zeros(columns, bool), 0
+        state, gaps, _, _ = jax.lax.while_loop(unfinished, iterate, start)
+        return state, (state, gaps)
+
+    nothing = jnp.zeros((columns, 0 if metric is None else metric.features.shape[1]))
+    margins = jnp.zeros((columns, clips))
+    zero = jnp.zeros(columns)
+    start = _State(jnp.zeros((columns, z.shape[1])), zero, nothing, margins, loss_of(margins), zero)
+    return jax.lax.scan(at_penalty, start, penalties)[1]
+
+
+def _fit(x: jax.Array, labels: jax.Array, train: jax.Array, penalties: jax.Array) -> Fits:
+    """Fit all columns of `labels`, `train` [F, n] on features `x` [n, D] at `penalties` [P], strongest first.
+
+    `gaps` is infinite for columns that the shared rotation cannot serve.
+    """
+    # Float32 means float32: an accelerator's default of bfloat16 or TF32 products would not reach the tolerance.
+    with jax.default_matmul_precision("highest"):
+        train = train.astype(jnp.float32)
+        signs = jnp.where(labels, 1.0, -1.0)
+        x, centre, unit, inverse, usable = _standardise(x.astype(jnp.float32), train)
+        z, basis = _rotate(x)
+        alone = train.shape[0] == 1  # the units are then this column's own, and its metric the identity
+        metric = None if alone else _Metric(x, basis, inverse)
+        states, gaps = _newton_path(z, signs, train, penalties, metric)
+        weights = states.a @ basis.T if alone else inverse * states.spread
+        coefficients = weights / unit
+        intercepts = states.intercept - coefficients @ centre
+        gaps = gaps if alone else jnp.where(usable, gaps, jnp.inf)
+        return Fits(states.margins, gaps, coefficients, intercepts)
+
+
+@functools.partial(jax.jit, static_argnames="weights")
+def _fit_sets(x, labels, train, penalties, weights):
+    """`_fit` over candidate sets x [sets, n, D]; without `weights` the coefficients come back empty."""
+
+    def one(x):
+        fits = _fit(x, labels, train, penalties)
+        return fits if weights else fits._replace(coefficients=fits.coefficients[..., :0])
+
+    if x.shape[0] == 1:
+        return jax.tree.map(lambda leaf: leaf[None], one(x[0]))
+    return jax.vmap(one)(x)
+
+
+def _sets_at_once(clips: int, columns: int, features: int) -> int:
+    """How many sets one call takes: enough that arithmetic, not dispatch, is what takes time."""
+    if jax.default_backend() == "cpu":
+        return int(np.clip(2**14 // (clips * columns), 1, 16))
+    return int(np.clip(2**31 // (8 * clips * columns * 12 + 4 * clips * features * 4), 1, 64))
+
+
+def fit_all(
+    X: np.ndarray, labels: np.ndarray, train: np.ndarray, penalties: np.ndarray, *, weights: bool = False
+) -> Iterator[tuple[slice, Fits]]:
+    """Fit every column and penalty on every candidate set, a few sets at a time.
+
+    Parameters
+    ----------
+    X : [candidates, n, D]
+    labels : [n] or [F, n] bool
+        Labels, or labels of each column (permutations are columns too).
+    train : [F, n] bool
+        Which clips each column is fitted on; all clips get margins.
+    penalties : [P]
+        In any order.
+    weights : bool
+        Also return coefficients.
+
+    Yields
+    ------
+    (slice, Fits)
+        Which candidates, and their fits with a leading axis over them; penalties in the order given.
+
+    Raises
+    ------
+    CheckFailed
+        A fit did not reach the tolerance even alone.
+    """
+    order = np.argsort(-penalties, kind="stable")
+    strongest_first = jnp.asarray(penalties[order], jnp.float32)
+    back = np.argsort(order)
+    labels = np.broadcast_to(labels, train.shape)
+    # Columns that ask the same thing (different folds of one repeat never do, but callers may) are not merged.
+    arguments = jnp.asarray(labels), jnp.asarray(train), strongest_first
+    candidates, clips, features = X.shape
+    together = min(_sets_at_once(clips, len(train), features), candidates)
+    for start in range(0, candidates, together):
+        chunk = X[start : start + together]
+        real = len(chunk)
+        if real < together:  # one shape, one compilation
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], together - real, 0)])
+        fits = _fit_sets(jnp.asarray(chunk, jnp.float32), *arguments, weights)
+        poor = np.argwhere(np.any(~(np.asarray(fits.gaps)[:real] <= TOLERANCE), axis=1))
+        for at, column in poor.tolist():
+            fits = _refit_alone(fits, chunk, labels, train, strongest_first, at, column, start, weights)
+        yield slice(start, start + real), Fits(*(leaf[:real][:, back] for leaf in fits))
+
+
+def _refit_alone(fits, chunk, labels, train, penalties, at, column, start, weights) -> Fits:
+    """Replace one column of one set by a fit with a rotation of its own."""
+    single = slice(column, column + 1)
+    x = jnp.asarray(chunk[at : at + 1], jnp.float32)
+    alone = _fit_sets(x, jnp.asarray(labels[single]), jnp.asarray(train[single]), penalties, weights)
+    worst = float(np.max(np.asarray(alone.gaps)))
+    if not worst <= TOLERANCE:
+        raise CheckFailed(
+            f"the probe of candidate {start + at}, column {column} stopped {worst:.1e} of its objective above the "
+            f"minimum (allowed {TOLERANCE:.0e}); leave out penalties below {float(penalties[-1]):g}, or rescale the features"
+        )
+    return Fits(*(old.at[at, :, column].set(new[0, :, 0]) for old, new in zip(fits, alone, strict=True)))

@@ -1,0 +1,331 @@
+"""What may be read from a network while it runs, and what may be written into it.
+
+A block offers named sites; a `Tap` reads one of them through a reducer, inside the compiled block, so that only the
+reduced value leaves it. An `Edit` writes at a site. Models call `Reader.tap(site, h)` at their sites and know nothing
+else about either.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.errors import ConfigError
+
+Grid3 = tuple[int, int, int]  # (T', H', W') in tokens
+
+SITES = (
+    "block_in",
+    "self_attention_out",
+    "self_attention_map",
+    "cross_attention_out",
+    "mlp_out",
+    "block_out",
+)
+MAP_SITE = "self_attention_map"
+
+
+# ---------------------------------------------------------------------------------------------------- reducers
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """Mean over all tokens: [B, S, D] -> [B, D] float32."""
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        return x.astype(jnp.float32).mean(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameMean:
+    """Mean over the tokens of each latent frame: [B, S, D] -> [B, T', D] float32."""
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        return x.astype(jnp.float32).reshape(x.shape[0], grid[0], -1, x.shape[-1]).mean(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Mean over the cells of a coarse spatial grid per latent frame: [B, S, D] -> [B, T', rows, columns, D] float32.
+
+    Cell edges are ``floor(i H' / rows)`` to ``ceil((i + 1) H' / rows)`` (adaptive average pooling), so a grid finer
+    than the tokens repeats them.
+    """
+
+    rows: int = 4
+    columns: int = 4
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        x = x.astype(jnp.float32).reshape(x.shape[0], *grid, x.shape[-1])
+        x = jnp.einsum("rh,bthwd->btrwd", _pooling(grid[1], self.rows), x, precision="highest")
+        return jnp.einsum("cw,btrwd->btrcd", _pooling(grid[2], self.columns), x, precision="highest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Mean, standard deviation and skewness over time per position, then averaged over positions:
+    [B, S, D] -> [B, 3, D] float32 (SemanticMoments, arXiv 2602.09146; skewness with its ``+ 1e-6``)."""
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        x = x.astype(jnp.float32).reshape(x.shape[0], grid[0], -1, x.shape[-1])
+        mean = x.mean(1, keepdims=True)
+        centred = x - mean
+        std = jnp.sqrt(jnp.mean(centred**2, 1, keepdims=True))
+        skewness = jnp.mean(centred**3, 1, keepdims=True) / (std**3 + 1e-6)
+        return jnp.concatenate([mean, std, skewness], 1).mean(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """A fixed Gaussian projection of every token, averaged over tokens: [B, S, D] -> [B, size] float32.
+
+    The matrix is drawn with variance 1 / size, so squared lengths are kept on average (Johnson-Lindenstrauss).
+    """
+
+    size: int
+    seed: int = 0
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        key = jax.random.key(self.seed)
+        matrix = jax.random.normal(key, (x.shape[-1], self.size), jnp.float32) * self.size**-0.5
+        return jnp.matmul(x.astype(jnp.float32).mean(1), matrix, precision="highest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """Every token, bfloat16: [B, S, D]. Large: `Tap` consumers report the bytes before they run."""
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        return x.astype(jnp.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameMap:
+    """The exact frame-by-frame attention map per head: [B, K, T', T'] float32, query frame by key frame."""
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        return x  # the attention kernel has already reduced it
+
+
+REDUCERS: dict[str, Any] = {
+    "mean": Mean(),
+    "frame_mean": FrameMean(),
+    "grid": Grid(),
+    "moments": Moments(),
+    "project": Project(64),
+    "full": Full(),
+    "frame_map": FrameMap(),
+}
+
+
+def _pooling(size: int, cells: int) -> np.ndarray:
+    weights = np.zeros((cells, size), np.float32)
+    for i in range(cells):
+        lo, hi = i * size // cells, -(-(i + 1) * size // cells)
+        weights[i, lo:hi] = 1.0 / (hi - lo)
+    return weights
+
+
+# ---------------------------------------------------------------------------------------------------- declarations
+
+
+@dataclasses.dataclass(frozen=True)
+class Tap:
+    """A reading: one site of chosen blocks, through a reducer.
+
+    Parameters
+    ----------
+    site : one of `SITES`; "self_attention_map" pairs with the reducer "frame_map" only.
+    reduce : a reducer's name, a reducer object (``Grid(4, 4)``, ``Project(64, seed=0)``) or a function
+        ``f(x [B, S, D], grid (T', H', W')) -> [B, ...]``.
+    blocks : indices of the blocks to keep (negative ones count from the end); None keeps all.
+    name : key of the captured array; default ``"<site>.<reducer>"``.
+
+    Raises
+    ------
+    ConfigError : unknown site or reducer, or a pairing that does not exist.
+    """
+
+    site: str
+    reduce: str | Callable = "mean"
+    blocks: tuple[int, ...] | None = None
+    name: str | None = None
+
+    def __post_init__(self):
+        _known("site", self.site, SITES)
+        if isinstance(self.reduce, str):
+            if self.site == MAP_SITE and self.reduce == "mean":
+                object.__setattr__(self, "reduce", "frame_map")
+            _known("reducer", self.reduce, REDUCERS)
+        elif not callable(self.reduce):
+            raise ConfigError(f"Tap: reduce must be a name, a reducer or a function, got {self.reduce!r}")
+        if (self.site == MAP_SITE) != isinstance(self.reducer, FrameMap):
+            raise ConfigError(f"Tap: {MAP_SITE!r} and the reducer 'frame_map' go together, got {self}")
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", tuple(int(b) for b in self.blocks))
+        if self.name is None:
+            label = self.reduce if isinstance(self.reduce, str) else _label(self.reduce)
+            object.__setattr__(self, "name", f"{self.site}.{label}")
+
+    @property
+    def reducer(self) -> Callable:
+        return REDUCERS[self.reduce] if isinstance(self.reduce, str) else self.reduce
+
+    def rows(self, layers: int) -> tuple[int, ...]:
+        """The block index of every row of the captured array."""
+        return _block_indices(self.blocks, layers, f"Tap {self.name!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """A writing: at `site` of `blocks`, `h` becomes ``f(h, key, sigma)``.
+
+    Parameters
+    ----------
+    site : one of `SITES` but the map.
+    blocks : block indices (negative ones count from the end); None edits all.
+    f : ``f(h [B, S, D], key, sigma) -> h`` of the same shape; `key` is a fresh `jax.random` key per step, block and
+        edit, `sigma` the noise level of the state, float32 scalar or [B]. Compared by identity: define it once,
+        not per call, or every call compiles anew.
+    """
+
+    site: str
+    blocks: tuple[int, ...] | None
+    f: Callable
+
+    def __post_init__(self):
+        _known("site", self.site, tuple(s for s in SITES if s != MAP_SITE))
+        if not callable(self.f):
+            raise ConfigError(f"Edit: f must be a function f(h, key, sigma), got {self.f!r}")
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", tuple(int(b) for b in self.blocks))
+
+    def rows(self, layers: int) -> tuple[int, ...]:
+        return _block_indices(self.blocks, layers, f"Edit at {self.site!r}")
+
+
+def check(taps: tuple[Tap, ...], edits: tuple[Edit, ...], sites: tuple[str, ...], layers: int) -> None:
+    """Raise a `ConfigError` for anything that a network with these sites and layers cannot serve."""
+    names = [tap.name for tap in taps]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two taps are named {name!r}; give one of them another name=")
+    for item in (*taps, *edits):
+        _known("site of this backbone", item.site, sites)
+        item.rows(layers)
+
+
+def _known(kind, value, allowed):
+    if value not in allowed:
+        close = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(allowed)}"
+        raise ConfigError(f"unknown {kind} {value!r}; {hint}")
+
+
+def _label(reduce) -> str:
+    if dataclasses.is_dataclass(reduce):
+        numbers = "x".join(str(v) for v in dataclasses.astuple(reduce))
+        return f"{type(reduce).__name__.lower()}{numbers}"
+    return getattr(reduce, "__name__", type(reduce).__name__)
+
+
+def _block_indices(blocks, layers, what):
+    if blocks is None:
+        return tuple(range(layers))
+    for block in blocks:
+        if not -layers <= block < layers:
+            raise ConfigError(f"{what}: block {block} does not exist; this network has {layers} blocks")
+    return tuple(block % layers for block in blocks)
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+class Reader:
+    """Serves taps and edits inside a `lax.scan` over blocks.
+
+    ``Reader(...)`` once per forward pass; ``reader.buffers(...)`` joins the scan's carry and ``reader.per_block`` its
+    scanned inputs. In the body, ``reader.block(per_block)`` gives the `BlockReader` to call at the sites, and
+    ``write(buffers)`` puts what it read into the rows that were asked for. A row is written in place, so memory grows
+    with the rows kept and not with the depth of the network. With no taps and no edits everything is empty and the
+    compiled program is the bare one.
+    """
+
+    def __init__(self, taps, edits, *, layers: int, grid: Grid3, sigma=None, key=None):
+        self.taps, self.edits, self.grid, self.sigma = tuple(taps), tuple(edits), grid, sigma
+        self.rows = {tap.name: tap.rows(layers) for tap in self.taps}
+        self._all = {name: rows == tuple(range(layers)) for name, rows in self.rows.items()}
+        per_block: dict[str, Any] = {}
+        if self.taps:
+            per_block["slots"] = {name: _slots(rows, layers) for name, rows in self.rows.items()}
+        if self.edits:
+            key = jax.random.key(0) if key is None else key
+            per_block["keys"] = jax.random.split(key, (layers, len(self.edits)))
+            per_block["edited"] = np.stack(
+                [np.isin(np.arange(layers), edit.rows(layers)) for edit in self.edits], 1
+            )
+        self.per_block = per_block
+
+    def block(self, per_block) -> "BlockReader":
+        return BlockReader(self, per_block)
+
+    def buffers(self, block, *args) -> dict[str, jax.Array]:
+        """Zeros for every tap, shaped by tracing ``block(*args) -> readings`` abstractly."""
+        if not self.taps:
+            return {}
+        shapes = jax.eval_shape(block, *args)
+        return {
+            name: jnp.zeros((len(self.rows[name]), *shape.shape), shape.dtype) for name, shape in shapes.items()
+        }
+
+    def write(self, buffers, readings, per_block):
+        written = dict(buffers)
+        for name, value in readings.items():
+            slot = per_block["slots"][name]
+            if not self._all[name]:
+                # A block that was not asked for writes back what is there already.
+                kept = jax.lax.dynamic_index_in_dim(buffers[name], jnp.maximum(slot, 0), 0, keepdims=False)
+                value = jnp.where(slot >= 0, value, kept)
+            written[name] = jax.lax.dynamic_update_index_in_dim(
+                buffers[name], value, jnp.maximum(slot, 0), 0
+            )
+        return written
+
+
+class BlockReader:
+    """The sites of one block: call it as ``h = tap(site, h)``; collects `readings`."""
+
+    def __init__(self, reader: Reader, per_block):
+        self._reader, self._per_block = reader, per_block
+        self.readings: dict[str, jax.Array] = {}
+
+    @property
+    def grid(self) -> Grid3:
+        return self._reader.grid
+
+    @property
+    def wants_map(self) -> bool:
+        return any(tap.site == MAP_SITE for tap in self._reader.taps)
+
+    def __call__(self, site: str, h: jax.Array) -> jax.Array:
+        reader = self._reader
+        for i, edit in enumerate(reader.edits):
+            if edit.site == site:
+                new = edit.f(h, self._per_block["keys"][i], reader.sigma)
+                if new.shape != h.shape:
+                    raise ConfigError(f"Edit at {site!r}: f turned {h.shape} into {new.shape}")
+                h = jnp.where(self._per_block["edited"][i], new.astype(h.dtype), h)
+        for tap in reader.taps:
+            if tap.site == site:
+                self.readings[tap.name] = tap.reducer(h, reader.grid)
+        return h
+
+
+def _slots(rows, layers) -> np.ndarray:
+    slots = np.full(layers, -1, np.int32)
+    slots[list(rows)] = np.arange(len(rows))
+    return slots

@@ -1,0 +1,169 @@
+"""The nano model: a Wan VAE and Wan transformers in small configurations, trained on generated scenes."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.data import worlds
+from jaxdiff.data.worlds import prompts
+from jaxdiff.models.network import Network
+from jaxdiff.models.wan import WanTransformer, WanTransformerConfig, WanVAE, WanVAEConfig
+from jaxdiff.train.losses import autoencoder_loss, flow_matching_loss
+from jaxdiff.train.loop import Recipe, TrainState, fit
+
+Report = Callable[[int, dict[str, float]], None]
+
+# Streams of random numbers that must never meet: training clips, held-out clips, latents' clips.
+_HELD_OUT, _LATENTS = 1_000_003, 2_000_003
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETraining:
+    """How the nano VAE is trained: on plausible and independent clips half and half, so that it favours neither."""
+
+    model: WanVAEConfig = dataclasses.field(default_factory=WanVAEConfig.nano)
+    world: worlds.WorldConfig = dataclasses.field(default_factory=worlds.WorldConfig)
+    recipe: Recipe = dataclasses.field(
+        default_factory=lambda: Recipe(steps=1500, learning_rate=2e-3, ema=0.995)
+    )
+    batch: int = 8
+    kl_weight: float = 1e-4
+    held_out: int = 128
+
+
+def train_vae(
+    config: VAETraining, workdir: Path | None = None, report: Report = lambda step, metrics: None
+) -> tuple[Network, dict[str, float]]:
+    """Train the VAE; then measure the latents' mean and standard deviation per channel and write them into its config.
+
+    Returns
+    -------
+    network : the averaged weights
+    measured : "psnr" in dB (peak 2, mean over held-out clips of each structure) and "clips"
+    """
+    start = Network.init(WanVAE, config.model, config.recipe.seed)
+
+    def loss(params, data, key):
+        data_key, key = jax.random.split(key)
+        video = _mixed(data_key, config.world, config.batch)
+        return autoencoder_loss(start.replace(params), video, key, kl_weight=config.kl_weight)
+
+    state = fit(loss, start.params, config.recipe, (), workdir=workdir, report=report)
+    return _measure(start.replace(state.ema), config)
+
+
+def _mixed(key, world, batch):
+    keys = jax.random.split(key)
+    halves = [
+        worlds.sample_batch(k, world, n, structure).video
+        for k, n, structure in zip(keys, (batch - batch // 2, batch // 2), worlds.STRUCTURES, strict=True)
+    ]
+    return worlds.normalise(jnp.concatenate(halves))
+
+
+def _measure(network: Network, config: VAETraining):
+    @jax.jit
+    def one(network, key):
+        video = _mixed(key, config.world, config.batch)
+        module = network.bind()
+        mean = jnp.split(module.encode(video), 2, axis=-1)[0]
+        error = jnp.mean(jnp.square(module.decode(mean) - video), axis=(1, 2, 3, 4))
+        axes = (0, 1, 2, 3)
+        return mean.mean(axes), jnp.mean(jnp.square(mean), axes), 10.0 * jnp.log10(4.0 / error)
+
+    batches = -(-config.held_out // config.batch)
+    first = jax.random.key(_HELD_OUT + config.recipe.seed)
+    means, squares, psnr = zip(
+        *(one(network, jax.random.fold_in(first, i)) for i in range(batches)), strict=True
+    )
+    mean = np.mean(means, 0, dtype=np.float64)
+    std = np.sqrt(np.mean(squares, 0, dtype=np.float64) - mean**2)
+    model = dataclasses.replace(
+        config.model,
+        latents_mean=tuple(round(float(m), 6) for m in mean),
+        latents_std=tuple(round(float(s), 6) for s in std),
+    )
+    measured = {"psnr": float(np.mean(psnr)), "clips": batches * config.batch}
+    return Network(WanVAE, model, network.params), measured
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneTraining:
+    """How a nano transformer is trained: rectified flow on the latents of `clips` generated clips.
+
+    `structure` is "plausible" for the model and "independent" for the structure-less control; nothing else differs.
+    """
+
+    model: WanTransformerConfig = dataclasses.field(default_factory=WanTransformerConfig.nano)
+    world: worlds.WorldConfig = dataclasses.field(default_factory=worlds.WorldConfig)
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    structure: str = "plausible"
+    batch: int = 32
+    clips: int = 16384
+    logit_mean: float = 0.5
+    prompt_dropout: float = 0.5
+
+
+def encode_world(
+    vae: Network,
+    config: BackboneTraining,
+    progress: Callable[[int], None] = lambda n: None,
+    batch: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latents and prompt words of the training clips, drawn from the training seed.
+
+    Returns
+    -------
+    latents : float32 [clips, T', H', W', C], normalised
+    words : int32 [clips, 3]
+    """
+
+    @jax.jit
+    def one(vae, key):
+        drawn = worlds.sample_batch(key, config.world, batch, config.structure)
+        module = vae.bind()
+        mean = jnp.split(module.encode(worlds.normalise(drawn.video)), 2, axis=-1)[0]
+        return module.normalise(mean), drawn.words
+
+    first = jax.random.key(_LATENTS + config.recipe.seed)
+    latents, words = [], []
+    for i in range(-(-config.clips // batch)):
+        z, w = one(vae, jax.random.fold_in(first, i))
+        latents.append(np.asarray(z))
+        words.append(np.asarray(w))
+        progress(batch)
+    return np.concatenate(latents)[: config.clips], np.concatenate(words)[: config.clips]
+
+
+def train_backbone(
+    config: BackboneTraining,
+    latents: np.ndarray,
+    words: np.ndarray,
+    workdir: Path | None = None,
+    report: Report = lambda step, metrics: None,
+) -> tuple[Network, TrainState]:
+    """Train a transformer on encoded clips; returns the network with averaged weights and the final state."""
+    start = Network.init(WanTransformer, config.model, config.recipe.seed)
+
+    def loss(params, data, key):
+        pick, key = jax.random.split(key)
+        rows = jax.random.randint(pick, (config.batch,), 0, data[0].shape[0])
+        text = prompts.embed(data[1][rows], config.model.text_dim)
+        value = flow_matching_loss(
+            start.replace(params),
+            data[0][rows],
+            text,
+            key,
+            logit_mean=config.logit_mean,
+            prompt_dropout=config.prompt_dropout,
+            remat=True,
+        )
+        return value, {}
+
+    data = (jnp.asarray(latents), jnp.asarray(words))
+    state = fit(loss, start.params, config.recipe, data, workdir=workdir, report=report)
+    return start.replace(state.ema), state

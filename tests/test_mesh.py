@@ -1,0 +1,102 @@
+"""Batches of clips on a mesh: fixed size, padded, split over `data`."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxdiff.errors import ConfigError
+from jaxdiff.mesh import data_mesh, data_size, micro_batches, pad_batch, replicate, shard_batch
+
+
+def batches(n, clips_per_device):
+    return list(micro_batches([(i, f"clip{i}") for i in range(n)], clips_per_device, data_mesh()))
+
+
+def test_every_clip_is_in_exactly_one_batch_and_all_batches_have_one_size():
+    for n in range(8):
+        found = batches(n, 3)
+        assert {len(b.clip_ids) for b in found} <= {3}
+        assert {len(b.items) for b in found} <= {3}
+        ids = np.concatenate([b.clip_ids for b in found]) if found else np.array([])
+        assert ids[ids >= 0].tolist() == list(range(n))
+        assert sum(b.real for b in found) == n
+
+
+def test_padding_repeats_the_last_real_clip_and_has_id_minus_one():
+    (_, last) = batches(4, 3)
+    assert last.clip_ids.tolist() == [3, -1, -1]
+    assert last.clip_ids.dtype == np.int32
+    assert last.items == ("clip3",) * 3
+    assert last.real == 1
+
+
+def test_items_are_drawn_only_when_their_batch_is_asked_for():
+    drawn = []
+
+    def items():
+        for i in range(10):
+            drawn.append(i)
+            yield i, None
+
+    next(micro_batches(items(), 2, data_mesh()))
+    assert drawn == [0, 1]
+
+
+def test_pad_batch_repeats_the_last_row():
+    padded = pad_batch({"a": np.array([[1.0], [2.0]])}, 4)
+    assert padded["a"].tolist() == [[1.0], [2.0], [2.0], [2.0]]
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_pad_batch_refuses_what_cannot_be_padded(rows):
+    with pytest.raises(ConfigError, match="cannot be padded to 4"):
+        pad_batch(np.zeros((rows, 2)), 4)
+
+
+def test_impossible_batches_are_refused():
+    with pytest.raises(ConfigError, match="clips_per_device is 0"):
+        batches(3, 0)
+    with pytest.raises(ConfigError, match="negative"):
+        list(micro_batches([(-1, None)], 1, data_mesh()))
+    with pytest.raises(ConfigError, match="at least one device"):
+        data_mesh([])
+    with pytest.raises(ConfigError, match="'data'"):
+        data_size(Mesh(np.array(jax.devices()[:1]), ("model",)))
+
+
+ON_EIGHT = """
+import jax, numpy as np
+from jax.sharding import Mesh
+from jaxdiff.errors import ConfigError
+from jaxdiff.mesh import data_mesh, micro_batches, replicate, shard_batch
+
+mesh = data_mesh()
+assert dict(mesh.shape) == {"data": 8}
+x = shard_batch({"x": np.arange(16.0).reshape(16, 1)}, mesh)["x"]
+assert [s.data.ravel().tolist() for s in x.addressable_shards] == [[2 * i, 2 * i + 1] for i in range(8)]
+assert [s.data.shape for s in replicate(np.ones(3), mesh).addressable_shards] == [(3,)] * 8
+(batch,) = micro_batches([(i, i) for i in range(5)], 2, mesh)
+assert batch.clip_ids.tolist() == [0, 1, 2, 3, 4] + [-1] * 11
+
+mixed = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "fsdp"))
+(batch,) = micro_batches([(i, i) for i in range(5)], 2, mixed)
+assert len(batch.clip_ids) == 8
+x = shard_batch(np.arange(8), mixed)
+assert [s.data.tolist() for s in x.addressable_shards] == [[2 * i, 2 * i + 1] for i in range(4) for _ in "ab"]
+try:
+    shard_batch({"video": np.zeros((6, 2))}, mesh)
+except ConfigError as error:
+    assert "['video'] of shape (6, 2)" in str(error) and "8 devices" in str(error)
+    print("done")
+"""
+
+
+def test_batches_split_over_data_and_repeat_over_other_axes(run_with_devices):
+    assert run_with_devices(8, ON_EIGHT).split() == ["done"]
+
+
+def test_shards_carry_their_partition_on_one_device_too():
+    mesh = data_mesh()
+    assert shard_batch(np.zeros((4, 2)), mesh).sharding.spec == PartitionSpec("data")
+    assert replicate(np.zeros(3), mesh).sharding.spec == PartitionSpec()
