@@ -61,3 +61,8 @@ FAMILIES: dict[str, Family] = {
         options={"transformer_2": [None, None], "boundary_ratio": None, "expand_timesteps": False},
     ),
 }
+
+# Every network class that is known, whatever pipelines it belongs to.
+PORTS: dict[str, Port] = {
+    name: port for family in FAMILIES.values() for kind in family.ports.values() for name, port in kind.items()
+}

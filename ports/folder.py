@@ -26,7 +26,7 @@ from jaxdiff.errors import CheckpointError, ConfigError
 from jaxdiff.flow.schedule import Schedule
 from jaxdiff.models.network import Network
 from jaxdiff.pipeline import Pipeline
-from ports.families import FAMILIES, Family, Port
+from ports.families import FAMILIES, PORTS, Family, Port
 from ports.safetensors_reader import Checkpoint
 from ports.table import Table, load_params, partition_specs, plan
 
@@ -82,20 +82,36 @@ def load_pipeline(
     """
     target = _dtype(dtype, mesh)
     opened = open_folder(folder)
-    networks = {}
-    for name, component in opened.components.items():
-        params = component.abstract.params
-        networks[name] = component.abstract.replace(
-            load_params(
-                component.weights,
-                component.table,
-                params,
-                dtype=jnp.float32 if component.port.keep_float32 else target,
-                shardings=None if mesh is None else partition_specs(component.table, params, mesh),
-            )
-        )
-        component.weights.close()
+    networks = {name: _read(component, target, mesh) for name, component in opened.components.items()}
     return Pipeline(family=opened.family.drive, schedule=opened.schedule, **networks)
+
+
+def load_network(folder: str | Path, *, dtype: Any = None) -> Network:
+    """Load one component's folder (config.json and safetensors), for example the vae/ of a checkpoint.
+
+    Raises
+    ------
+    CheckpointError, ConfigError : as `load_pipeline`.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder")
+    return _read(_component(path, PORTS), _dtype(dtype, None), None)
+
+
+def _read(component: Component, dtype: Any, mesh: jax.sharding.Mesh | None) -> Network:
+    params = component.abstract.params
+    network = component.abstract.replace(
+        load_params(
+            component.weights,
+            component.table,
+            params,
+            dtype=jnp.float32 if component.port.keep_float32 else dtype,
+            shardings=None if mesh is None else partition_specs(component.table, params, mesh),
+        )
+    )
+    component.weights.close()
+    return network
 
 
 def open_folder(folder: str | Path) -> Folder:

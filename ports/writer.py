@@ -10,7 +10,7 @@ from jaxdiff.errors import CheckpointError
 from jaxdiff.flow.schedule import SCHEDULERS, Schedule
 from jaxdiff.models.network import Network
 from jaxdiff.pipeline import Pipeline
-from ports.families import FAMILIES, Family, Port
+from ports.families import FAMILIES, PORTS, Family
 from ports.folder import INDEX
 from ports.table import save_params
 
@@ -44,12 +44,12 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, *, dtype: Any = None) 
     pipeline_class, family = _family(pipeline)
     index: dict[str, Any] = {"_class_name": pipeline_class, "_diffusers_version": VERSION, **family.options}
     index.update({name: [None, None] for name in family.unported})
-    for name, ports in family.ports.items():
+    for name in family.ports:
         network = getattr(pipeline, name)
         index[name] = (
             [None, None]
             if network is None
-            else ["diffusers", _save_network(network, ports, path / name, dtype)]
+            else ["diffusers", save_network(network, path / name, dtype=dtype)]
         )
     scheduler = _scheduler_config(pipeline.schedule)
     _write_json(path / "scheduler" / "scheduler_config.json", scheduler)
@@ -67,8 +67,16 @@ def _family(pipeline: Pipeline) -> tuple[str, Family]:
     )
 
 
-def _save_network(network: Network, ports: dict[str, Port], path: Path, dtype: Any) -> str:
-    for name, port in ports.items():
+def save_network(network: Network, folder: str | Path, *, dtype: Any = None) -> str:
+    """Write one network as a component's folder (config.json and safetensors); returns its published class.
+
+    Raises
+    ------
+    CheckpointError
+        The network's class is published under no name that is known here.
+    """
+    path = Path(folder)
+    for name, port in PORTS.items():
         if port.module is network.module:
             config = {
                 "_class_name": name,
@@ -79,7 +87,7 @@ def _save_network(network: Network, ports: dict[str, Port], path: Path, dtype: A
             save_params(network.params, port.table(network.config), path / WEIGHTS, dtype)
             return name
     raise CheckpointError(
-        f"{path}: {network.module.__name__} has no published class (known: {', '.join(ports)})"
+        f"{path}: {network.module.__name__} has no published class (known: {', '.join(PORTS)})"
     )
 
 

@@ -31,10 +31,12 @@ ALLOWED = {
     "pipeline": BELOW_MODELS | {"models", "mesh"},
     "flow": BELOW_FLOW | {"mesh"},
     "train": BELOW_FLOW | {"flow", "data", "mesh", "progress", "workdir"},
-    "report": BELOW_FLOW | {"flow", "probes", "train", "data", "store", "progress", "workdir"},
+    "report": FLOOR | {"probes", "workdir"},
     # weights come in
     "ports": BELOW_FLOW | {"flow", "mesh"},
 }
+# above everything but the binaries
+ALLOWED["study"] = {*ALLOWED} - {"ports"}
 ALLOWED["experiments"] = {*ALLOWED, "jaxdiff"}
 # The public surface resolves names lazily, so that its edges cost nothing.
 ALLOWED["jaxdiff"] = {*ALLOWED} - {"experiments"}

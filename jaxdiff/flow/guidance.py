@@ -29,7 +29,7 @@ def pair(cond: Conditioning, negative: Conditioning, batch: int) -> Conditioning
             )
         return jnp.stack([c, n.astype(c.dtype)], 1).reshape(2 * batch, *c.shape[1:])
 
-    if jax.tree.structure(cond) != jax.tree.structure(negative):
+    if jax.tree.structure(cond) != jax.tree.structure(negative):  # type: ignore[operator]
         raise ConfigError(
             "cond and negative must set the same fields of Conditioning, but one sets "
             f"{_fields(cond)} and the other {_fields(negative)}"
@@ -71,8 +71,8 @@ def is_off(scale: Any, negative: Any) -> bool:
         return True
     if negative is None:
         raise ConfigError(
-            f"guidance_scale={scale} needs negative=: the embeddings to guide away from, usually those of the "
-            "empty prompt"
+            f"guidance_scale={scale} needs negative=: the embeddings to guide away from, usually "
+            "those of the empty prompt"
         )
     return False
 

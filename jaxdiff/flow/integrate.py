@@ -102,7 +102,8 @@ def _real_dtype(x: State):
         raise ConfigError(
             f"the state must hold floating-point arrays, got {[str(leaf.dtype) for leaf in leaves]}"
         )
-    return jnp.finfo(jnp.result_type(jnp.float32, *leaves)).dtype
+    # By dtype: the leaf made of a Python float is weakly typed and would count for nothing.
+    return jnp.finfo(jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))).dtype
 
 
 def _labelled(field: Callable, solver: Solver) -> Velocity:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxdiff.conditioning import Conditioning, as_conditioning
 from jaxdiff.errors import ConfigError, NonFiniteError
 from jaxdiff.flow import guidance
+from jaxdiff.flow.placement import Placement, per_device, placement_of
 from jaxdiff.flow.plan import Captures, Plan, make_plan, rounds
 from jaxdiff.flow.solvers import Node, Solver, as_solver
 from jaxdiff.taps import Edit, Full, Tap
@@ -206,6 +208,7 @@ def _walk(
     end, captured, failed_at = _run(
         pipeline, latents, cond, negative, scale, plan.scanned(), key if edits else None, sink,
         solver=solver, taps=taps, edits=edits, captures=plan.captures,
+        placement=placement_of(pipeline, latents),
     )  # fmt: skip
     capture_sigmas, capture_labels = plan.captured_places(solver)
     trajectory = Trajectory(
@@ -222,11 +225,28 @@ def _walk(
     return trajectory
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "taps", "edits", "captures"))
+@functools.partial(jax.jit, static_argnames=("solver", "taps", "edits", "captures", "placement"))
 def _run(
-    pipeline, latents, cond, negative, scale, scanned, key, sink, *, solver, taps, edits, captures: Captures
+    pipeline, latents, cond, negative, scale, scanned, key, sink, *, placement: Placement | None, **static
 ):
     """The whole run as one program; see the module's docstring."""
+
+    def run(whole, clips):
+        pipeline, scale, scanned, key = whole
+        latents, cond, negative, sink = clips
+        return _run_clips(pipeline, latents, cond, negative, scale, scanned, key, sink, **static)
+
+    def out_specs(axis):
+        return PartitionSpec(axis), PartitionSpec(None, None, axis), PartitionSpec(axis)
+
+    whole, clips = (pipeline, scale, scanned, key), (latents, cond, negative, sink)
+    return per_device(run, placement, whole, clips, latents.shape[0], out_specs)
+
+
+def _run_clips(
+    pipeline, latents, cond, negative, scale, scanned, key, sink, *, solver, taps, edits, captures: Captures
+):
+    """End state [B, ...], captures {name: [captured, rows, B, ...]} and the failing step [B]."""
     batch = latents.shape[0]
     both = None if negative is None else guidance.pair(cond, negative, batch)
 
@@ -321,8 +341,8 @@ def _check_start(latents: jax.Array, plan: Plan) -> None:
     if len(clips):
         sigma = _number(plan.sigmas[0])
         raise DivergedError(
-            f"the latents of clip(s) {_list(clips)} of the batch are not finite before step 0, at sigma {sigma:g}; "
-            "look at the video and at its encoding",
+            f"the latents of clip(s) {_list(clips)} of the batch are not finite before step 0, at sigma "
+            f"{sigma:g}; look at the video and at its encoding",
             clips.tolist(), 0, sigma, None,
         )  # fmt: skip
 

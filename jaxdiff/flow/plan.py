@@ -49,10 +49,12 @@ class Plan:
 
     @property
     def steps(self) -> int:
+        """Steps of the grid."""
         return len(self.slots)
 
     @property
     def captures(self) -> Captures:
+        """What of this the compiled program depends on."""
         end = bool(len(self.nodes)) and int(self.nodes[-1]) == self.steps
         return Captures(len(self.nodes), len(self.nodes) - end == self.steps, end)
 
@@ -125,8 +127,8 @@ def make_plan(
     if traced:
         if rounded or capture_sigmas is not None:
             raise ConfigError(
-                "a traced sigmas grid cannot be rounded to the scheduler's timesteps nor take capture_sigmas; pass a "
-                'concrete one (close over it), or labels="sigma" and capture_at'
+                "a traced sigmas grid cannot be rounded to scheduler timesteps nor take capture_sigmas: "
+                'pass a concrete one (close over it), or labels="sigma" and capture_at'
             )
         grid = sigmas
     else:
@@ -157,10 +159,8 @@ def _directed(grid: np.ndarray, own: bool, up: bool) -> np.ndarray:
     if own:
         return grid[::-1] if up else grid
     if (grid[-1] > grid[0]) != up:
-        raise ConfigError(
-            f"{'invert goes up, from clean to noise' if up else 'sample goes down, from noise to clean'}, but sigmas "
-            f"go from {grid[0]} to {grid[-1]}; pass sigmas[::-1]"
-        )
+        way = "invert goes up, from clean to noise" if up else "sample goes down, from noise to clean"
+        raise ConfigError(f"{way}, but sigmas go from {grid[0]} to {grid[-1]}; pass sigmas[::-1]")
     if grid.min() < 0 or grid.max() > 1:
         raise ConfigError(f"sigmas must lie in [0, 1], got {grid.min()} to {grid.max()}")
     return grid
@@ -175,7 +175,8 @@ def _steps(capture_at: Sequence[int] | None, size: int) -> np.ndarray:
     wrong = wanted[(wanted < -size) | (wanted > size)]
     if wrong.size:
         raise ConfigError(
-            f"capture_at: step {wrong[0]} does not exist; this grid has steps 0 to {size - 1}, and {size} is its end"
+            f"capture_at: step {wrong[0]} does not exist; this grid has steps 0 to {size - 1}, and "
+            f"{size} is its end"
         )
     return np.unique(np.where(wanted < 0, wanted + size, wanted)).astype(np.int64)
 

@@ -32,7 +32,7 @@ class Schedule(abc.ABC):
     shift: float = 1.0
     num_train_timesteps: int = 1000
 
-    # Keys of scheduler_config.json that are understood, and the values that must hold for this grid to be right.
+    # Keys of scheduler_config.json that are understood, and the values without which this grid is wrong.
     KEYS: ClassVar[frozenset[str]] = frozenset()
     REQUIRED: ClassVar[dict[str, tuple[Any, ...]]] = {}
     SHIFT_KEY: ClassVar[str] = "shift"

@@ -66,9 +66,9 @@ class Solver:
 
     name: ClassVar[str]
     order: ClassVar[int]
-    evaluations: int = 1
-    first_evaluations: int = 0
-    evaluates_start: bool = True
+    evaluations: ClassVar[int] = 1
+    first_evaluations: ClassVar[int] = 0
+    evaluates_start: ClassVar[bool] = True
 
     def start_node(self, step: Step) -> Node:
         """Where the start state is evaluated: its own place, unless the solver shifts the label."""

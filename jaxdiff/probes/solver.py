@@ -11,15 +11,17 @@ with z_f standardised by the training clips of f alone. Four facts make a thousa
 2. Scaling per fold is a diagonal metric: with 1/d_f the inverse variances of the training clips, the raw-unit
    weights are w = (1/d_f) V a, where V [D, r] spans the rows of x. The gradient is z^T r + penalty * a with
    z = x V, the same z for all folds, chosen by one eigendecomposition so that z^T z is diagonal.
-3. Margins x (1/d_f) V a are exact; the Hessian takes d_f = 1. That gives a quasi-Newton iteration which
-   contracts at the rate max |1/d_f - 1| (the spread of the training variances between folds, a few per
-   cent), whatever the conditioning. Its conjugate gradients cost two GEMMs [F, r] x [r, n] an iteration, with
-   the diagonal of the Hessian as preconditioner, which z^T z being diagonal makes a good one.
+3. Taking 1/d_f = 1 in the Hessian alone, never in the margins, leaves a quasi-Newton iteration that contracts
+   at the rate max |1/d_f - 1|, whatever the conditioning: a few per cent, the spread of training variances
+   between folds. Its conjugate gradients cost two GEMMs [F, r] x [r, n] an iteration, with the Hessian's
+   diagonal as preconditioner, which is a good one because z^T z is diagonal. Columns whose spread is large
+   (heavy-tailed features, few scenes) take the exact Hessian instead.
 4. Penalties are solved from strong to weak, each from the last one's solution.
 
-A column stops when its Newton decrement says that less than `TOLERANCE` of its objective is left to gain
-(then takes that step). Columns whose training variances differ too much for (3), or that do not get there, are solved
-again alone, with a rotation of their own, where the metric is exactly the identity.
+A column stops when its Newton decrement says that less than `TOLERANCE` of its objective is left to gain (then
+takes that step). Columns for which all this fails, or whose training variances float32 cannot tell from the
+shared matrix (a feature with one huge outlier in the held-out fold), are solved again alone, in units and a
+rotation of their own.
 """
 
 import functools
@@ -33,12 +35,17 @@ import numpy as np
 from jaxdiff.errors import CheckFailed
 from jaxdiff.probes.linear import CONSTANT
 
-# Relative to the objective, before the last step; that step leaves about a tenth of it.
-TOLERANCE = 3e-5
+# What may be left to gain before the last step, which leaves about a tenth of it: a share of the objective, and
+# at strong penalties, where weights hardly change the objective, a share of the weights' own part of it.
+TOLERANCE = 1e-5
+OF_WEIGHTS = 1e-4
+RESOLUTION = 1e-9  # of the objective; weights below it are rounding (features without any linear signal)
+ROUNDING = 5e-7  # relative error of a float32 objective
 NEWTON_LIMIT = 60  # steps per penalty; 2 to 8 are usual
 CG_LIMIT = 80  # conjugate gradient iterations per step
 CG_RESIDUAL = 0.3  # of the gradient in the preconditioner's norm: tight inner solves do not pay
-SPREAD = 8.0  # largest ratio of variances between folds for the shared rotation
+QUASI_SPREAD = 0.35  # largest |1/d - 1| for which the quasi-Newton steps alone are trusted
+SPREAD = 8.0  # largest total over training variance for the shared matrix
 WELL_CONDITIONED = 1e-4  # smallest eigenvalue over largest for which an n x n kernel is accurate in float32
 
 
@@ -46,7 +53,7 @@ class Fits(NamedTuple):
     """Solutions for one candidate set: P penalties, F columns, n clips, D features.
 
     margins : [P, F, n] float32, for training and held-out clips alike.
-    gaps : [P, F] float32, estimate of what was left to gain before the last step, over the objective.
+    gaps : [P, F] float32, estimate of what was left to gain before the last step, in the units of `TOLERANCE`.
     coefficients : [P, F, D] float32, on raw features.
     intercepts : [P, F] float32.
     """
@@ -57,43 +64,47 @@ class Fits(NamedTuple):
     intercepts: jax.Array
 
 
-class _Metric(NamedTuple):
-    """What per-fold scaling needs: features [n, D], basis [D, r], inverse variances [F, D] in their units."""
+class _Problem(NamedTuple):
+    """F columns over one candidate set, in the units of `_standardise` and the rotation of `_rotate`."""
 
-    features: jax.Array
-    basis: jax.Array
-    inverse: jax.Array
+    x: jax.Array  # [n, D]
+    basis: jax.Array  # [D, r]
+    z: jax.Array  # [n, r] x basis
+    inverse: jax.Array  # [F, D] inverse training variances
+    train: jax.Array  # [F, n] float
+    signs: jax.Array  # [F, n] +1 and -1
 
 
 def _standardise(x: jax.Array, train: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
     """Features in common units, and each column's metric in them.
 
     Returns x [n, D] in units, the centre [D] and unit [D] of each feature, inverse [F, D] (the inverse
-    training variances in these units, 0 where constant), and usable [F].
+    training variances in these units, 0 where constant), and usable [F]. One column alone gets its own units.
     """
     share = train / train.sum(1, keepdims=True)
+    shared = train.shape[0] > 1
+    everywhere = jnp.full(x.shape[0], 1 / x.shape[0]) if shared else share[0]
     peak = jnp.abs(x).max(0)
     peak = jnp.where(peak > 0, peak, 1)  # no square overflows or vanishes in float32
     x = x / peak
-    everywhere = (train.sum(0) > 0) if train.shape[0] == 1 else jnp.ones(x.shape[0], bool)
-    everywhere = everywhere / everywhere.sum()
     centre = everywhere @ x
     x = x - centre
     total = everywhere @ (x * x)
+    varies = total > CONSTANT**2 * (centre**2 + total)
+    if not shared:
+        unit = jnp.where(varies, jnp.sqrt(total), jnp.inf)
+        return x / unit, centre * peak, unit * peak, jnp.ones((1, x.shape[1])), jnp.ones(1, bool)
     mean = share @ x
-    second = share @ (x * x)
-    variance = jnp.maximum(second - mean**2, 0)
-    constant = variance <= CONSTANT**2 * ((centre + mean) ** 2 + variance)
+    variance = jnp.maximum(share @ (x * x) - mean**2, 0)
+    constant = ~varies | (variance <= CONSTANT**2 * ((centre + mean) ** 2 + variance))
     ratio = jnp.where(constant, 0, total / jnp.where(constant, 1, variance))
     tame = ratio <= SPREAD
-    # The unit decides nothing but speed: ratios near 1 converge fast, ratios above 2 would not at all.
-    common = jnp.maximum(jnp.where(tame, ratio, 0).mean(0), jnp.where(tame, ratio, 0).max(0) / 1.5)
+    ratio = jnp.where(tame, ratio, 1.0)
+    # The unit decides nothing but speed: quasi-Newton steps want 1/d near 1, and diverge above 2.
+    common = jnp.maximum(ratio.mean(0), ratio.max(0) / (1 + QUASI_SPREAD))
     common = jnp.where(common > 0, common, 1)
-    inverse = ratio / common
-    usable = jnp.all(tame & (constant | (inverse >= 1 / SPREAD)), axis=1)
-    varies = total > CONSTANT**2 * (centre**2 + total)
     unit = jnp.where(varies, jnp.sqrt(total / common), jnp.inf)
-    return x / unit, centre * peak, unit * peak, jnp.where(tame, inverse, 1.0), usable
+    return x / unit, centre * peak, unit * peak, ratio / common, jnp.all(tame, axis=1)
 
 
 def _rotate(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,15 +131,12 @@ def _rotate(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x @ basis, basis
 
 
-def _conjugate_gradients(z, weight, penalty, gradient, diagonal, active):
-    """Approximately solve (Z^T W Z + penalty) step = -gradient for every column; Z is z with a column of ones.
+def _conjugate_gradients(times, gradient, diagonal, active):
+    """Approximately solve H step = -gradient for every column, `times` being the product with H.
 
-    gradient, diagonal : pairs ([F, r], [F]) of weights and intercept. Returns such a pair.
+    gradient, diagonal, the argument and value of `times`, and the result are pairs ([F, r], [F]) of weights
+    and intercept.
     """
-
-    def times(direction):
-        pushed = weight * (direction[0] @ z.T + direction[1][:, None])
-        return pushed @ z + penalty * direction[0], pushed.sum(1)
 
     def dot(a, b):
         return (a[0] * b[0]).sum(1) + a[1] * b[1]
@@ -169,80 +177,104 @@ class _State(NamedTuple):
 
     a: jax.Array  # [F, r] weights in the rotated space
     intercept: jax.Array  # [F]
-    spread: jax.Array  # [F, D] basis a; empty without a metric
+    spread: jax.Array  # [F, D] basis a: the weights on features, times the training variance
     margins: jax.Array  # [F, n]
     loss: jax.Array  # [F]
     square: jax.Array  # [F] squared norm of the standardised weights
 
 
-def _newton_path(z, signs, train, penalties, metric: _Metric | None):
-    """Solve from `penalties[0]` to the last. Returns per penalty the state and the gaps [P, F]."""
-    columns, clips = train.shape
-    squared = z * z
+def _loss(problem: _Problem, margins: jax.Array) -> jax.Array:
+    return (problem.train * jax.nn.softplus(-problem.signs * margins)).sum(1)
 
-    def loss_of(margins):
-        return (train * jax.nn.softplus(-signs * margins)).sum(1)
 
-    def newton_step(penalty, state, done):
-        wrong = jax.nn.sigmoid(-signs * state.margins)  # probability of the other label
-        pull = -train * signs * wrong
-        weight = train * (wrong * (1 - wrong))
+def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
+    """One damped step of the columns that are not `done`.
+
+    Returns the new state, gaps [F] (what was left to gain, in the units of `TOLERANCE`) and stuck [F].
+    """
+    x, basis, z, inverse, train, signs = problem
+    wrong = jax.nn.sigmoid(-signs * state.margins)  # probability of the other label
+    pull = -train * signs * wrong
+    weight = train * (wrong * (1 - wrong))
+    diagonal = weight @ (z * z) + penalty, weight.sum(1) + 1e-20
+
+    if exact:  # gradient and Hessian with respect to a
+
+        def back(on_clips, spread):
+            return ((on_clips @ x + penalty * spread) * inverse) @ basis
+
+        def times(direction):
+            spread = direction[0] @ basis.T
+            pushed = weight * ((inverse * spread) @ x.T + direction[1][:, None])
+            return back(pushed, spread), pushed.sum(1)
+
+        gradient = back(pull, state.spread), pull.sum(1)
+    else:  # both times the inverse of basis^T (1/d) basis, and that matrix replaced by 1 in the Hessian
+
+        def times(direction):
+            pushed = weight * (direction[0] @ z.T + direction[1][:, None])
+            return pushed @ z + penalty * direction[0], pushed.sum(1)
+
         gradient = pull @ z + penalty * state.a, pull.sum(1)
-        diagonal = weight @ squared + penalty, weight.sum(1) + 1e-20
-        da, db = _conjugate_gradients(z, weight, penalty, gradient, diagonal, ~done)
-        if metric is None:
-            spread = state.spread
-            moved = da @ z.T + db[:, None]
-            cross, own = (state.a * da).sum(1), (da * da).sum(1)
-        else:
-            spread = da @ metric.basis.T
-            weights = metric.inverse * spread
-            moved = weights @ metric.features.T + db[:, None]
-            cross, own = (state.spread * weights).sum(1), (spread * weights).sum(1)
-        slope = (pull * moved).sum(1) + penalty * cross
-        objective = state.loss + 0.5 * penalty * state.square
 
-        def at(size):
-            loss = loss_of(state.margins + size[:, None] * moved)
-            return size, loss, state.square + 2 * size * cross + size**2 * own
+    da, db = _conjugate_gradients(times, gradient, diagonal, ~done)
+    spread = da @ basis.T
+    weights = inverse * spread
+    moved = weights @ x.T + db[:, None]
+    cross, own = (state.spread * weights).sum(1), (spread * weights).sum(1)
+    slope = (pull * moved).sum(1) + penalty * cross
+    objective = state.loss + 0.5 * penalty * state.square
 
-        def too_far(size, loss, square):
-            return (loss + 0.5 * penalty * square > objective + 1e-4 * size * slope) & (size > 0)
+    def at(size):
+        return size, _loss(problem, state.margins + size[:, None] * moved), state.square + 2 * size * cross + size**2 * own
 
-        def shorten(trial):
-            size = trial[0]
-            return at(jnp.where(too_far(*trial), jnp.where(size > 1e-3, 0.4 * size, 0), size))
+    def too_far(size, loss, square):
+        # Float32 sums cannot tell changes of the objective below their own rounding.
+        allowed = objective * (1 + ROUNDING) + 1e-4 * size * slope
+        return ~(loss + 0.5 * penalty * square <= allowed) & (size > 0)
 
-        size = jnp.where(done, 0.0, 1.0)
-        size, loss, square = jax.lax.while_loop(lambda trial: jnp.any(too_far(*trial)), shorten, at(size))
-        after = _State(
-            state.a + size[:, None] * da,
-            state.intercept + size * db,
-            state.spread + size[:, None] * spread if metric is not None else state.spread,
-            state.margins + size[:, None] * moved,
-            loss,
-            square,
-        )
-        return after, jnp.abs(slope) / (2 * objective), size == 0
+    def shorten(trial):
+        size = trial[0]
+        return at(jnp.where(too_far(*trial), jnp.where(size > 1e-3, 0.4 * size, 0), size))
+
+    size = jnp.where(done, 0.0, 1.0)
+    size, loss, square = jax.lax.while_loop(lambda trial: jnp.any(too_far(*trial)), shorten, at(size))
+    after = _State(
+        state.a + size[:, None] * da,
+        state.intercept + size * db,
+        state.spread + size[:, None] * spread,
+        state.margins + size[:, None] * moved,
+        loss,
+        square,
+    )
+    own_part = OF_WEIGHTS * 0.5 * penalty * square + RESOLUTION * objective
+    gap = jnp.abs(slope) / 2 / jnp.minimum(objective, own_part / TOLERANCE)
+    return after, gap, size == 0
+
+
+def _newton_path(problem: _Problem, penalties) -> tuple[_State, jax.Array]:
+    """Solve from `penalties[0]` to the last. Returns per penalty [P] the state and the gaps [P, F]."""
+    columns, clips = problem.train.shape
+    tame = jnp.all(jnp.abs(jnp.where(problem.inverse > 0, problem.inverse, 1) - 1) <= QUASI_SPREAD + 1e-5, axis=1)
 
     def at_penalty(state, penalty):
         def unfinished(carry):
             return ~jnp.all(carry[2]) & (carry[3] < NEWTON_LIMIT)
 
-        def iterate(carry):
+        def iterate(exact, carry):
             state, gaps, done, count = carry
-            state, gap, stuck = newton_step(penalty, state, done)
-            gaps = jnp.where(done, gaps, gap)
-            return state, gaps, done | (gap <= TOLERANCE) | stuck, count + 1
+            state, gap, stuck = _newton_step(problem, penalty, state, done, exact)
+            return state, jnp.where(done, gaps, gap), done | (gap <= TOLERANCE) | stuck, count + 1
 
-        start = state, jnp.full(columns, jnp.inf), jnp.zeros(columns, bool), 0
-        state, gaps, _, _ = jax.lax.while_loop(unfinished, iterate, start)
+        carry = state, jnp.full(columns, jnp.inf), ~tame, 0
+        state, gaps, _, _ = jax.lax.while_loop(unfinished, functools.partial(iterate, False), carry)
+        carry = state, gaps, tame & (gaps <= TOLERANCE), 0
+        state, gaps, _, _ = jax.lax.while_loop(unfinished, functools.partial(iterate, True), carry)
         return state, (state, gaps)
 
-    nothing = jnp.zeros((columns, 0 if metric is None else metric.features.shape[1]))
-    margins = jnp.zeros((columns, clips))
-    zero = jnp.zeros(columns)
-    start = _State(jnp.zeros((columns, z.shape[1])), zero, nothing, margins, loss_of(margins), zero)
+    margins, zero = jnp.zeros((columns, clips)), jnp.zeros(columns)
+    a, spread = (jnp.zeros((columns, size)) for size in problem.basis.shape[::-1])
+    start = _State(a, zero, spread, margins, _loss(problem, margins), zero)
     return jax.lax.scan(at_penalty, start, penalties)[1]
 
 
@@ -257,14 +289,10 @@ def _fit(x: jax.Array, labels: jax.Array, train: jax.Array, penalties: jax.Array
         signs = jnp.where(labels, 1.0, -1.0)
         x, centre, unit, inverse, usable = _standardise(x.astype(jnp.float32), train)
         z, basis = _rotate(x)
-        alone = train.shape[0] == 1  # the units are then this column's own, and its metric the identity
-        metric = None if alone else _Metric(x, basis, inverse)
-        states, gaps = _newton_path(z, signs, train, penalties, metric)
-        weights = states.a @ basis.T if alone else inverse * states.spread
-        coefficients = weights / unit
+        states, gaps = _newton_path(_Problem(x, basis, z, inverse, train, signs), penalties)
+        coefficients = inverse * states.spread / unit
         intercepts = states.intercept - coefficients @ centre
-        gaps = gaps if alone else jnp.where(usable, gaps, jnp.inf)
-        return Fits(states.margins, gaps, coefficients, intercepts)
+        return Fits(states.margins, jnp.where(usable, gaps, jnp.inf), coefficients, intercepts)
 
 
 @functools.partial(jax.jit, static_argnames="weights")

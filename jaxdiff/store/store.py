@@ -16,7 +16,6 @@ from jaxdiff.errors import ConfigError, StoreWriteError
 from jaxdiff.mesh import DATA, data_mesh, data_size
 from jaxdiff.store.assembly import Assembly
 from jaxdiff.store.header import HEADER, as_json, create_folder, differences, make_header, read_header
-from jaxdiff.store.index import sync_directory
 from jaxdiff.store.reader import StoreReader
 from jaxdiff.store.sink import Receiver, StoreSink
 from jaxdiff.store.writer import Job, Writer, describe
@@ -190,7 +189,8 @@ class ActivationStore(StoreReader):
     def finish(self, clip_ids: Any, records: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Commit clips: wait until all their slots are durable, then append them to the index.
 
-        Waits for the programs that feed a sink (`jax.effects_barrier`).
+        Waits for the programs that feed a sink (`jax.effects_barrier`). JAX knows them only in the thread
+        that started them: call it there.
 
         Parameters
         ----------
@@ -221,8 +221,6 @@ class ActivationStore(StoreReader):
                 + ", ".join(f"{count} of {self.slots} slots of {name!r}" for name, count in arrays.items())
             )
         try:
-            for layout in self._layouts.values():
-                sync_directory(self._path / layout.directory)
             self._index.append(entries)
         except OSError as error:
             self._writer.fail(self._failure(error, f"the index entries of clips {clips}"))

@@ -36,6 +36,7 @@ VALUES = {
     **dataclasses.asdict(CONFIG),
 }
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 
 VAE_CONFIG = WanVAEConfig(
@@ -126,6 +127,12 @@ def test_the_dtype_is_that_of_the_matmuls_and_norms_stay_float32(folder, dtype):
     kept = [params["time_embedding"], params["modulation"], params["blocks"]["modulation"]]
     kept.append(params["blocks"]["cross_norm"])
     assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {np.dtype(np.float32)}
+
+
+def test_the_vae_stays_float32(whole):
+    pipeline = jaxdiff.load(whole, dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(pipeline.vae)} == {np.dtype(np.float32)}
+    assert pipeline.vae.config == VAE_CONFIG
 
 
 @pytest.mark.parametrize("dtype", [np.float64, "int8", "fast"])
@@ -283,6 +290,14 @@ def test_all_tensors_that_do_not_fit_are_listed_before_a_weight_is_read(folder, 
     assert "shape    proj_out.bias is (3,) in the checkpoint, (16,) in the model" in message
 
 
+def test_the_misfits_of_every_component_are_listed_together(whole, state, vae_state, unread):
+    save_file({**state, "new": np.zeros(2, np.float32)}, whole / WEIGHTS)
+    save_file({**vae_state, "newer": np.zeros(3, np.float32)}, whole / VAE_WEIGHTS)
+    pattern = r"(?s)transformer: .*extra    new \(2,\).*vae: .*extra    newer \(3,\)"
+    with pytest.raises(CheckpointError, match=pattern):
+        jaxdiff.load(whole)
+
+
 def test_a_checkpoint_with_more_or_fewer_blocks_than_its_config_does_not_load(folder, unread):
     edit(folder / "transformer/config.json", num_layers=1)
     with pytest.raises(CheckpointError, match=r"27 problem.*\n  extra    blocks\.1\.attn1"):
@@ -307,12 +322,10 @@ def test_truncated_weights_and_pickles_are_refused(folder, unread):
 # -------------------------------------------------------------------------------- writing
 
 
-def test_what_is_saved_loads_as_the_same_pipeline_and_bytes(folder, tmp_path, state):
-    pipeline = jaxdiff.load(folder)
-    first, second = (
-        save_pipeline(pipeline, tmp_path / "a"),
-        save_pipeline(jaxdiff.load(folder), tmp_path / "b"),
-    )
+def test_what_is_saved_loads_as_the_same_pipeline_and_bytes(whole, tmp_path, state, vae_state):
+    pipeline = jaxdiff.load(whole)
+    first = save_pipeline(pipeline, tmp_path / "a")
+    second = save_pipeline(jaxdiff.load(whole), tmp_path / "b")
     again = jaxdiff.load(first)
     assert jax.tree.structure(again) == jax.tree.structure(pipeline)  # the schedule and the configs are in it
     jax.tree.map(np.testing.assert_array_equal, again, pipeline)
@@ -322,13 +335,16 @@ def test_what_is_saved_loads_as_the_same_pipeline_and_bytes(folder, tmp_path, st
         "scheduler/scheduler_config.json",
         "transformer/config.json",
         WEIGHTS,
+        "vae/config.json",
+        VAE_WEIGHTS,
     ]
     for path in files:
         assert (first / path).read_bytes() == (second / path).read_bytes()
-    written = load_file(first / WEIGHTS)
-    assert written.keys() == state.keys()
-    for name, value in state.items():
-        np.testing.assert_array_equal(written[name], value)
+    for file, tensors in ((WEIGHTS, state), (VAE_WEIGHTS, vae_state)):
+        written = load_file(first / file)
+        assert written.keys() == tensors.keys()
+        for name, value in tensors.items():
+            np.testing.assert_array_equal(written[name], value)
 
 
 def test_saving_in_bfloat16_halves_the_file_and_keeps_norms(folder, tmp_path):

@@ -104,8 +104,8 @@ class WanVAEConfig(ConfigFromDict):
         """The demo's VAE, trained on generated scenes: strides 4, 4, 4. Its statistics are measured after training."""
         return cls(
             base_dim=16,
-            dim_mult=(1, 2, 2),
-            num_res_blocks=1,
+            dim_mult=(1, 1, 1),
+            num_res_blocks=0,
             temperal_downsample=(True, True),
             latents_mean=(0.0,) * 16,
             latents_std=(1.0,) * 16,
@@ -135,7 +135,7 @@ class Encoder(nnx.Module):
         for block in self.down_blocks:
             x = block(x, memory)
         x = self.mid_block(x, memory)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)), memory)
+        return self.conv_out(x, memory, before=self.norm_out.silu)
 
 
 class UpBlock(nnx.Module):
@@ -182,7 +182,7 @@ class Decoder(nnx.Module):
         x = self.mid_block(self.conv_in(x, memory), memory)
         for block in self.up_blocks:
             x = block(x, memory)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)), memory)
+        return self.conv_out(x, memory, before=self.norm_out.silu)
 
 
 class WanVAE(nnx.Module):

@@ -5,7 +5,7 @@ that came before the chunk and leaves its own last frames there for the next chu
 then compute exactly what they would compute on the whole sequence. Reference: Wan, arXiv 2503.20314, section 4.1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,35 +29,25 @@ class Memory:
     with. The tuple has the same shapes after every chunk, so it is a `jax.lax.scan` carry.
     """
 
-    def __init__(self, state: Iterable[jax.Array] | None):
-        self._past = None if state is None else list(state)[::-1]
-        self._next: list[jax.Array] = []
-
-    @property
-    def empty(self) -> bool:
-        """Whether this is the first chunk (which always has one frame)."""
-        return self._past is None
+    def __init__(self, state: tuple[jax.Array, ...] | None):
+        self.empty = state is None  # the first chunk, which always has one frame
+        self._past = iter(state or ())
+        self._kept: list[jax.Array] = []
 
     @property
     def state(self) -> tuple[jax.Array, ...]:
         """The frames to carry to the next chunk."""
-        return tuple(self._next)
+        return tuple(self._kept)
 
-    def recall(self, x: jax.Array, frames: int) -> jax.Array:
-        """`x` with the `frames` frames before it in front, zeros before the first; keeps the last `frames`."""
-        past = self._zeros(x, frames) if self._past is None else self._past.pop()
-        x = jnp.concatenate([past, x], axis=1)
-        self._next.append(x[:, x.shape[1] - frames :])
-        return x
+    def recall(self, like: jax.Array, frames: int) -> jax.Array:
+        """The calling layer's last `frames` frames [B, frames, H, W, C]; zeros before the first chunk."""
+        if self.empty:
+            return jnp.zeros((like.shape[0], frames, *like.shape[2:]), like.dtype)
+        return next(self._past)
 
-    def start(self, x: jax.Array, frames: int) -> None:
-        """Keep the last `frames` frames of `x`, with zeros before it, for a layer that sits out the first chunk."""
-        x = jnp.concatenate([self._zeros(x, frames), x], axis=1)
-        self._next.append(x[:, x.shape[1] - frames :])
-
-    @staticmethod
-    def _zeros(x: jax.Array, frames: int) -> jax.Array:
-        return jnp.zeros((x.shape[0], frames, *x.shape[2:]), x.dtype)
+    def keep(self, frames: jax.Array) -> None:
+        """Remember these frames for the calling layer's next chunk."""
+        self._kept.append(frames)
 
 
 class Conv2d(nnx.Module):
@@ -88,26 +78,47 @@ class CausalConv3d(nnx.Module):
     Kernel [kt, kh, kw, in, out], bias [out]; zeros before the first frame and around each frame ("same" in space).
     It is evaluated as two-dimensional convolutions of the frames: three-dimensional ones and their gradients are 3 to
     25 times slower on CPUs.
-
-    Parameters
-    ----------
-    stride : frames from one output to the next. A layer of stride 2 passes the first frame through; its outputs are
-        at frames 2, 4, ... and see ``kt - 1`` earlier frames.
     """
 
     def __init__(self, inputs: int, outputs: int, size: tuple[int, int, int], *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(_init(rngs.params(), (*size, inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
 
-    def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
-        kernel = self.kernel[...]
-        return self.valid(memory.recall(x.astype(kernel.dtype), kernel.shape[0] - 1))
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: Memory,
+        *,
+        before: Callable[[jax.Array], jax.Array] = lambda x: x,
+        past: int | None = None,
+        stride: int = 1,
+    ) -> jax.Array:
+        """Convolve ``before(x)``.
 
-    def valid(self, x: jax.Array, stride: int = 1) -> jax.Array:
-        """Without padding in time: [B, T, H, W, in] -> [B, (T - kt) // stride + 1, H, W, out]."""
-        kernel = self.kernel[...]
-        y = conv3d(x.astype(kernel.dtype), kernel, stride)
-        return y + self.bias[...].astype(y.dtype)
+        Parameters
+        ----------
+        before : applied to each frame first. The backward pass computes it again, and the shifted copies of its
+            result too, instead of keeping them: less memory, and faster where memory is what limits.
+        past : earlier frames that the first output sees; default ``kt - 1``.
+        stride : frames from one output to the next.
+
+        Returns
+        -------
+        [B, (past + T - kt) // stride + 1, H, W, out]
+        """
+        kernel, bias = self.kernel[...], self.bias[...]
+        past = kernel.shape[0] - 1 if past is None else past
+
+        @jax.checkpoint
+        def run(x, earlier):
+            x = jnp.concatenate([earlier, before(x)], axis=1)
+            y = conv3d(x, kernel, stride)
+            return y + bias.astype(y.dtype), x[:, x.shape[1] - past :]
+
+        x = x.astype(kernel.dtype)
+        y, kept = run(x, memory.recall(x, past))
+        memory.keep(kept)
+        return y
 
 
 class ChannelNorm(nnx.Module):
@@ -121,6 +132,10 @@ class ChannelNorm(nnx.Module):
         y = y * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(y), -1, keepdims=True), _TINY))
         return y.astype(x.dtype) * (x.shape[-1] ** 0.5 * self.scale[...]).astype(x.dtype)
 
+    def silu(self, x: jax.Array) -> jax.Array:
+        """The norm followed by SiLU, the order of every pre-activation layer here."""
+        return jax.nn.silu(self(x))
+
 
 class ResidualBlock(nnx.Module):
     """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``; the shortcut is linear where the width changes."""
@@ -133,8 +148,8 @@ class ResidualBlock(nnx.Module):
         self.shortcut = Linear(inputs, outputs, rngs=rngs) if inputs != outputs else None
 
     def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
-        h = self.conv1(jax.nn.silu(self.norm1(x)), memory)
-        h = self.conv2(jax.nn.silu(self.norm2(h)), memory)
+        h = self.conv1(x, memory, before=self.norm1.silu)
+        h = self.conv2(h, memory, before=self.norm2.silu)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -180,9 +195,9 @@ class Downsample(nnx.Module):
         if self.time_conv is None:
             return x
         if memory.empty:
-            memory.start(x, 1)
+            memory.keep(x)
             return x
-        return self.time_conv.valid(memory.recall(x, 1), stride=2)
+        return self.time_conv(x, memory, past=1, stride=2)
 
 
 class Upsample(nnx.Module):
@@ -199,7 +214,7 @@ class Upsample(nnx.Module):
     def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
         if self.time_conv is not None:
             if memory.empty:
-                memory.start(jnp.zeros_like(x), 2)
+                memory.keep(memory.recall(x, 2))
             else:
                 batch, frames, height, width, channels = x.shape
                 x = self.time_conv(x, memory).reshape(batch, frames, height, width, 2, channels)

@@ -1,0 +1,1 @@
+"""A study: clips in, an answer out. Reading (clips to stored activations), features, analysis and report data."""

@@ -1,0 +1,248 @@
+"""`experiments.invert`: a folder of videos through one checkpoint, with the fidelity of what was done."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.conditioning import Conditioning
+from jaxdiff.data.clip import Clip
+from jaxdiff.data.video import list_videos, read_video
+from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.flow import fidelity, invert
+from jaxdiff.pipeline import Pipeline, load
+from jaxdiff.progress import progress
+from jaxdiff.report import write_report
+from jaxdiff.report.study import ClipView, Fidelity, FrameAttention, Measure, Study
+from jaxdiff.study.reading import Reading, invert_clips
+from jaxdiff.taps import Tap
+from jaxdiff.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class InversionStudy:
+    """See the flags of `experiments.invert`."""
+
+    checkpoint: Path
+    videos: Path
+    frames: int = 81
+    size: int | None = None
+    sampling: str = "linspace"
+    stride: int = 1
+    steps: int = 100
+    solver: str = "euler"
+    taps: tuple[str, ...] = ("block_out.mean",)
+    capture_at: tuple[int, ...] | None = None
+    capture_sigmas: tuple[float, ...] | None = None
+    prompt: str = ""
+    text_embeddings: str | None = None
+    clips_per_device: int = 1
+    dtype: str | None = None
+    stream: bool = False
+    fidelity_clips: int = 4
+    skip_bad_clips: bool = False
+
+    def __post_init__(self):
+        if self.capture_at is not None and self.capture_sigmas is not None:
+            raise ConfigError("give --capture_at or --capture_sigmas, not both")
+
+    def reading(self) -> Reading:
+        at = self.capture_at
+        if at is None and self.capture_sigmas is None:
+            at = published_steps(self.steps)
+        names = {f.name for f in dataclasses.fields(Reading)} - {"capture_at"}
+        return Reading(**{name: getattr(self, name) for name in names}, capture_at=at)
+
+
+def published_steps(steps: int) -> tuple[int, ...]:
+    """The steps that the paper reads at: every tenth of the grid, and the last (arXiv 2606.05328, section 4)."""
+    return tuple(sorted({*(i * steps // 10 for i in range(10)), steps - 1}))
+
+
+def run_inversion(config: InversionStudy, workdir: Path) -> None:
+    """Invert every video of the folder, measure the fidelity on a few, write the store and the report."""
+    paths = list_videos(config.videos)
+    if not paths:
+        raise MissingDataError(f"--videos={config.videos} holds no video (mp4 files or folders of png frames)")
+    reading = config.reading()
+    clips = [Clip(p.relative_to(config.videos).as_posix(), p, p.stem, "", None) for p in paths]
+    with Workdir(workdir, config) as work:
+        if work.done:
+            print(f"{workdir} is complete; nothing to do")
+            return
+        with work.stage("load"):
+            pipeline = load(config.checkpoint, dtype=config.dtype and jnp.dtype(config.dtype))
+            cond = text_condition(pipeline, config.prompt, config.text_embeddings)
+        with work.stage("invert", clips=len(clips)):
+            store, skipped = invert_clips(
+                pipeline, clips, cond, reading, workdir / "store", skip_bad_clips=config.skip_bad_clips
+            )
+        good = sorted(store.finished())
+        if not good:
+            raise MissingDataError(f"none of the {len(clips)} videos could be inverted: {skipped}")
+        with work.stage("fidelity"):
+            measured, views, attention = measure(
+                pipeline, [clips[i] for i in good[: config.fidelity_clips]], cond, reading
+            )
+        records = store.records()
+        measured = dataclasses.replace(measured, noise=noise_measures(records)) if records else measured
+        work.write_result(
+            {
+                "clips": len(good),
+                "skipped": sorted(skipped),
+                "headline": {},
+                "fidelity": summary(measured),
+                "sigmas": store.metadata["sigmas"],
+                "text": text_note(config.prompt, config.text_embeddings),
+            }
+        )
+        with work.stage("report"):
+            write_report(
+                workdir / "report.html",
+                Study(
+                    title=f"Inversion of {len(good)} clips",
+                    facts={
+                        "clips": str(len(good)),
+                        "frames": f"{config.frames} at {config.size or 'their own'} px",
+                        "solver": f"{config.solver}, {config.steps} steps",
+                    },
+                    fidelity=measured,
+                    attention=attention,
+                    clips=views,
+                    skipped=tuple(sorted(skipped.items())),
+                    notes=(text_note(config.prompt, config.text_embeddings),),
+                    config=work.config,
+                    environment=work.sessions()[-1],
+                    command=" ".join(map(str, work.sessions()[-1]["command"])),
+                ),
+            )
+        work.finish(("result.json",))
+        print(f"{len(good)} clips inverted, {len(skipped)} skipped -> {workdir / 'report.html'}")
+
+
+def text_condition(pipeline: Pipeline, prompt: str, embeddings: str | None) -> Conditioning:
+    """The conditioning that the flags name.
+
+    Raises
+    ------
+    MissingDataError : a prompt without a text encoder, or a file that is not there.
+    ConfigError : embeddings of the wrong shape.
+    """
+    width = pipeline.transformer.config.text_dim
+    if embeddings is None:
+        return pipeline.condition(prompt=prompt)
+    if embeddings == "zeros":
+        return Conditioning(text=jnp.zeros((1, 1, width), jnp.float32))
+    try:
+        text = np.load(embeddings, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise MissingDataError(f"--text_embeddings={embeddings} cannot be read as .npy: {error}") from None
+    if text.ndim == 2:
+        text = text[None]
+    if text.ndim != 3 or text.shape[0] != 1 or text.shape[-1] != width:
+        raise ConfigError(f"--text_embeddings={embeddings} holds {text.shape}; expected [N, {width}]")
+    return Conditioning(text=jnp.asarray(text, jnp.float32))
+
+
+def text_note(prompt: str, embeddings: str | None) -> str:
+    """What the network was told, in words."""
+    if embeddings is None:
+        return f"prompt: {prompt!r}"
+    if embeddings == "zeros":
+        return "text embeddings: zeros, which are not the embedding of the empty prompt"
+    return f"text embeddings: {embeddings}"
+
+
+def measure(
+    pipeline: Pipeline, clips: Sequence[Clip], cond: Conditioning, reading: Reading
+) -> tuple[Fidelity, tuple[ClipView, ...], tuple[FrameAttention, ...]]:
+    """Fidelity of the inversion on some clips, one at a time: self-convergence, round trip, autoencoder, views.
+
+    The frame attention maps are read at the grid's middle from the same inversions.
+    """
+    if not clips:
+        return Fidelity(), (), ()
+    rows: dict[str, list[Any]] = {"convergence": [], "psnr": [], "vae": [], "latent": []}
+    views, maps, sigma = [], [], 0.5
+    tap = Tap("self_attention_map", name="map")
+    with progress("fidelity", len(clips)) as task:
+        for clip in clips:
+            video = read_video(
+                clip.path,
+                frames=reading.frames,
+                size=reading.size,
+                sampling=reading.sampling,
+                stride=reading.stride,
+            )
+            latents = pipeline.encode(video[None])
+            middle = reading.steps // 2
+            trajectory = invert(
+                pipeline, latents, cond, steps=reading.steps, solver=reading.solver, taps=(tap,), capture_at=(middle,)
+            )
+            sigma = float(trajectory.capture_sigmas[0])
+            maps.append(np.asarray(trajectory.captured["map"])[0, :, 0])
+            back = fidelity.reconstruct(pipeline, trajectory, cond)
+            error = fidelity.round_trip(latents, back)
+            rows["latent"].append(float(error["round_trip_rms"][0]) / float(jnp.sqrt(jnp.mean(latents**2))))
+            decoded = np.asarray(pipeline.decode(back))[0]
+            plain = np.asarray(pipeline.decode(latents))[0]
+            source = video.astype(np.float32) / 127.5 - 1.0
+            rows["psnr"].append(psnr(source, decoded))
+            rows["vae"].append(psnr(source, plain))
+            converged = fidelity.self_convergence(
+                pipeline, latents, cond, steps=reading.steps, solver=reading.solver
+            )
+            rows["convergence"].append([float(converged[f"self_convergence_{k}"][0]) for k in ("mean", "worst", "end")])
+            views.append(ClipView(clip.name, video, decoded, psnr=rows["psnr"][-1]))
+            task.advance()
+    convergence = np.array(rows["convergence"])
+    names = ("mean over the grid", "worst sigma", "end of the grid")
+    measured = Fidelity(
+        round_trip=np.array(rows["psnr"]),
+        autoencoder=np.array(rows["vae"]),
+        latent_error=np.array(rows["latent"]),
+        noise=tuple(
+            Measure(f"self-convergence, {name}", float(np.median(convergence[:, i])), 0.0, "relative rms, N against 2N steps")
+            for i, name in enumerate(names)
+        ),
+        note=f"Measured on {len(clips)} clips. Round trip: inverted, then sampled back by Euler on the reversed grid.",
+    )
+    blocks = tuple(range(np.shape(maps)[1]))
+    attention = FrameAttention("self-attention", np.mean(maps, 0), blocks, sigma)
+    return measured, tuple(views), (attention,)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two videos in [-1, 1], at most 120."""
+    return float(-10.0 * np.log10(max(float(np.mean((a - b) ** 2)) / 4.0, 1e-12)))
+
+
+def noise_measures(records: dict[int, dict[str, Any]]) -> tuple[Measure, ...]:
+    """Medians over clips of the recovered noise's statistics, beside those of white noise."""
+    ideal = {"noise_std": 1.0}
+    names = sorted({name for record in records.values() for name in record if name.startswith("noise_")})
+    return tuple(
+        Measure(
+            name.replace("noise_", "noise: ").replace("_", " "),
+            float(np.median([record[name] for record in records.values()])),
+            None if name == "noise_channel_correlation" else ideal.get(name, 0.0),
+        )
+        for name in names
+    )
+
+
+def summary(measured: Fidelity) -> dict[str, Any]:
+    """Medians for result.json."""
+    arrays = {
+        "round_trip_psnr_db": measured.round_trip,
+        "autoencoder_psnr_db": measured.autoencoder,
+        "latent_relative_rms": measured.latent_error,
+    }
+    medians = {name: float(f"{np.median(v):.6g}") for name, v in arrays.items() if v is not None and len(v)}
+    return medians | {m.name: float(f"{m.value:.6g}") for m in measured.noise}
+
+

@@ -1,0 +1,249 @@
+"""Clips to activations: decode, encode, run the flow backwards, store what the taps read, clip by clip resumable."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.conditioning import Conditioning
+from jaxdiff.data.clip import Clip
+from jaxdiff.data.video import ClipReader, read_video
+from jaxdiff.errors import ConfigError
+from jaxdiff.flow import DivergedError, fidelity, invert
+from jaxdiff.flow.plan import make_plan, rounds
+from jaxdiff.flow.solvers import as_solver
+from jaxdiff.mesh import PADDING, MicroBatch, data_mesh, micro_batches, replicate, shard_batch
+from jaxdiff.pipeline import Pipeline
+from jaxdiff.progress import progress
+from jaxdiff.store import ActivationStore
+from jaxdiff.taps import Tap
+
+# What enters the first block is the noised input itself, in a linear embedding: the row that every block's
+# accuracy must be set against.
+INPUT = "input"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How clips are read. All of it decides results, and all of it is stored with them.
+
+    Parameters
+    ----------
+    frames, size, sampling, stride : the clip that is decoded: number of frames, short side and centre crop in pixels
+        (None: as it is), "linspace" over the whole clip or every `stride`-th frame.
+    steps, solver : of the inversion.
+    capture_sigmas : noise levels to read at (inserted into the grid), or None.
+    capture_at : step numbers to read at, if `capture_sigmas` is None.
+    taps : "site.reducer" names.
+    clips_per_device : clips that a device works on at once.
+    stream : write captures from inside the program (bounded memory) instead of returning them.
+    """
+
+    frames: int
+    size: int | None = None
+    sampling: str = "linspace"
+    stride: int = 1
+    steps: int = 100
+    solver: str = "euler"
+    capture_sigmas: tuple[float, ...] | None = None
+    capture_at: tuple[int, ...] | None = None
+    taps: tuple[str, ...] = ("block_out.mean",)
+    clips_per_device: int = 4
+    stream: bool = False
+
+    def __post_init__(self):
+        if self.clips_per_device < 1:
+            raise ConfigError(f"clips_per_device is {self.clips_per_device}; it must be at least 1")
+        if not self.taps:
+            raise ConfigError("no taps: name at least one site and reducer, for example block_out.mean")
+        self.tap_objects()
+
+    def tap_objects(self) -> tuple[Tap, ...]:
+        """The taps, and for every pooling of block outputs the same pooling of what enters the first block."""
+        taps = []
+        for name in self.taps:
+            site, _, reduce = name.partition(".")
+            taps.append(Tap(site, reduce or "mean"))
+            if site == "block_out":
+                taps.append(Tap("block_in", reduce or "mean", blocks=(0,), name=f"{INPUT}.{reduce or 'mean'}"))
+        return tuple(taps)
+
+    def reader(self, clips: Sequence[Clip], skip_bad_clips: bool) -> ClipReader:
+        return ClipReader(
+            [clip.path for clip in clips],
+            frames=self.frames,
+            size=self.size,
+            sampling=self.sampling,
+            stride=self.stride,
+            skip_bad_clips=skip_bad_clips,
+            ahead=2 * self.clips_per_device,
+        )
+
+
+@dataclasses.dataclass
+class Batches:
+    """Encoded micro-batches of the clips that are still to do; `skipped` fills while it is iterated."""
+
+    pipeline: Pipeline
+    clips: Sequence[Clip]
+    reading: Reading
+    mesh: jax.sharding.Mesh
+    todo: Sequence[int]
+    skip_bad_clips: bool = False
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[MicroBatch, jax.Array, jax.Array]]:
+        """Yields (micro-batch, video uint8 [B, T, H, W, 3], latents [B, T', H', W', C])."""
+        reader = self.reading.reader([self.clips[i] for i in self.todo], self.skip_bad_clips)
+        numbered = ((self.todo[position], video) for position, video in reader)
+        for batch in micro_batches(numbered, self.reading.clips_per_device, self.mesh):
+            video = shard_batch(np.stack(batch.items), self.mesh)
+            yield batch, video, self.pipeline.encode(video)
+        names = {str(self.clips[i].path): self.clips[i].name for i in self.todo}
+        self.skipped.update({names[path]: reason for path, reason in reader.skipped.items()})
+
+
+def invert_clips(
+    pipeline: Pipeline,
+    clips: Sequence[Clip],
+    cond: Conditioning,
+    reading: Reading,
+    folder: Path,
+    *,
+    metadata: dict[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    skip_bad_clips: bool = False,
+    title: str = "invert",
+) -> tuple[ActivationStore, dict[str, str]]:
+    """Invert every clip and store what the taps read.
+
+    A clip that is stored is not computed again, so an interrupted run continues; its record holds the statistics of the
+    noise that it ended in.
+
+    Returns
+    -------
+    store : open for reading, with the captured sigmas and labels in its metadata
+    skipped : clip name -> reason, for clips that could not be decoded or diverged (only with `skip_bad_clips`)
+
+    Raises
+    ------
+    MissingDataError : a clip cannot be read.
+    DivergedError : a state became NaN or infinite; the message names clip and step.
+    StoreWriteError : the disk is full, for example; clips that were finished stay.
+    """
+    mesh = data_mesh() if mesh is None else mesh
+    taps = reading.tap_objects()
+    pipeline = replicate(pipeline, mesh)
+    cond = replicate(cond, mesh)
+    walk = {
+        "steps": reading.steps,
+        "solver": reading.solver,
+        "capture_sigmas": reading.capture_sigmas,
+        "capture_at": reading.capture_at,
+    }
+    places = _places(pipeline, reading)
+    store = open_store(pipeline, clips, reading, folder, places, metadata)
+    with store:
+        todo = [i for i in range(len(clips)) if i not in store.finished()]
+        batches = Batches(pipeline, clips, reading, mesh, todo, skip_bad_clips)
+        diverged: dict[str, str] = {}
+        with progress(title, len(clips), done=len(clips) - len(todo)) as task:
+            for batch, _, latents in _first_compiles(batches, task):
+                ids = batch.clip_ids.copy()
+                sink = store.sink(ids, mesh) if reading.stream else None
+                try:
+                    trajectory = invert(pipeline, latents, cond, taps=taps, sink=sink, **walk)
+                except DivergedError as error:
+                    trajectory = _without(error, ids, clips, diverged, skip_bad_clips)
+                if trajectory is not None and (ids != PADDING).any():
+                    if sink is None:
+                        store.write(ids, jax.tree.map(np.asarray, trajectory.captured))
+                    store.finish(ids, _rows(_noise(trajectory.latents)))
+                task.advance(batch.real)
+    return ActivationStore.open(folder), batches.skipped | diverged
+
+
+def _first_compiles(batches, task):
+    """The batches; the first one's work is shown as compile time."""
+    iterator = iter(batches)
+    with task.compiling():
+        first = next(iterator, None)
+    if first is not None:
+        yield first
+        yield from iterator
+
+
+def _without(error: DivergedError, ids, clips, diverged, skip):
+    names = [clips[ids[i]].name for i in error.clips if ids[i] != PADDING]
+    if not skip and names:
+        raise DivergedError(
+            f"{', '.join(names)}: {error}", error.clips, error.step, error.sigma, error.trajectory
+        ) from error
+    diverged.update({name: f"not finite at step {error.step}" for name in names})
+    ids[error.clips] = PADDING
+    return error.trajectory
+
+
+@jax.jit
+def _noise(latents):
+    return fidelity.noise_statistics(latents)
+
+
+def _rows(table: dict[str, jax.Array]) -> list[dict[str, float]]:
+    """{name: [B]} -> B dicts of host floats (four significant digits are what such a statistic is worth)."""
+    host = {name: np.asarray(values) for name, values in table.items()}
+    size = len(next(iter(host.values())))
+    return [{name: float(f"{values[i]:.6g}") for name, values in host.items()} for i in range(size)]
+
+
+def open_store(
+    pipeline: Pipeline,
+    clips: Sequence[Clip],
+    reading: Reading,
+    folder: Path,
+    places: dict[str, list[float]],
+    metadata: dict[str, Any] | None,
+) -> ActivationStore:
+    """Create the store of a reading, or reopen it to go on; `places` holds the sigmas and labels of its slots."""
+    taps, layers = reading.tap_objects(), pipeline.transformer.config.num_layers
+    video = read_video(
+        clips[0].path,
+        frames=reading.frames,
+        size=reading.size,
+        sampling=reading.sampling,
+        stride=reading.stride,
+    )
+    latents = jax.eval_shape(pipeline.encode, jax.ShapeDtypeStruct((1, *video.shape), jnp.uint8))
+    shapes = pipeline.tap_shapes(taps, latents.shape)
+    return ActivationStore.create(
+        folder,
+        clips=len(clips),
+        names=[clip.name for clip in clips],
+        slots=len(places["sigmas"]),
+        specs={
+            name: jax.ShapeDtypeStruct((s.shape[0], *s.shape[2:]), s.dtype) for name, s in shapes.items()
+        },
+        rows={tap.name: tap.rows(layers) for tap in taps},
+        metadata={**(metadata or {}), **places, "reading": dataclasses.asdict(reading)},
+    )
+
+
+def _places(pipeline: Pipeline, reading: Reading) -> dict[str, list[float]]:
+    """Sigmas and labels of the captures, from the plan that `invert` will follow."""
+    solver = as_solver(reading.solver)
+    plan = make_plan(
+        pipeline.schedule,
+        steps=reading.steps,
+        sigmas=None,
+        up=True,
+        rounded=rounds(None, solver, up=True),
+        reads=True,
+        capture_at=reading.capture_at,
+        capture_sigmas=reading.capture_sigmas,
+    )
+    sigmas, labels = (np.asarray(values, np.float64) for values in plan.captured_places(solver))
+    return {"sigmas": sigmas.tolist(), "labels": labels.tolist()}
