@@ -57,9 +57,7 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
         return tuple(_convert(f"{name}[{i}]", item, v) for i, v in enumerate(value))
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
-            raise ConfigError(
-                f"{name} is {value!r}; expected one of {', '.join(map(str, typing.get_args(hint)))}"
-            )
+            raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(str, typing.get_args(hint)))}")
         return value
     if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast(type, hint), value, name + ".")

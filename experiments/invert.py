@@ -26,11 +26,14 @@ class Config:
     steps: int = setting(100, "Steps of the inversion.")
     solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point or ddim_label.")
     taps: tuple[str, ...] = setting(("block_out.mean",), "site.reducer names, comma-separated.")
-    capture_at: tuple[int, ...] | None = setting(None, "Step numbers to read at; default: 0, a tenth, ... and the last.")
+    capture_at: tuple[int, ...] | None = setting(
+        None, "Step numbers to read at; default: 0, a tenth, ... and the last."
+    )
     capture_sigmas: tuple[float, ...] | None = setting(None, "Noise levels to read at, instead of --capture_at.")
     prompt: str = setting("", "Prompt; needs the folder's text encoder.")
     text_embeddings: str | None = setting(
-        None, "FILE.npy with embeddings [N, text_dim], or zeros; replaces --prompt. zeros is not the empty prompt."
+        None,
+        "FILE.npy with embeddings [N, text_dim], or zeros; replaces --prompt. zeros is not the empty prompt.",
     )
     clips_per_device: int = setting(1, "Clips that a device works on at once; results depend on it in the last bits.")
     dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")

@@ -33,9 +33,7 @@ def run(config: MakeWorldConfig) -> None:
     from jaxdiff.data.intphys import load_intphys
     from jaxdiff.data.worlds.layout import write_intphys
 
-    write_intphys(
-        config.world, config.seed, config.scenes, config.out, depth=config.depth, masks=config.masks
-    )
+    write_intphys(config.world, config.seed, config.scenes, config.out, depth=config.depth, masks=config.masks)
     clips = load_intphys(config.out, scenes=config.scenes)
     print(
         f"{config.out}: {len(clips)} clips of {config.world.frames} frames, "
@@ -51,11 +49,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     try:
         world = WorldConfig(frames=values.frames, size=values.size)
-        run(
-            MakeWorldConfig(
-                values.out, values.layout, values.seed, values.scenes, values.depth, values.masks, world
-            )
-        )
+        run(MakeWorldConfig(values.out, values.layout, values.seed, values.scenes, values.depth, values.masks, world))
     except JaxdiffError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -67,9 +61,7 @@ if __name__ == "__main__":
         "out", None, "Folder to write; new, empty, or an earlier result of the same command.", required=True
     )
     flags.DEFINE_integer("seed", 0, "World seed.", lower_bound=0)
-    flags.DEFINE_integer(
-        "scenes", 60, "Scenes (of four clips) in each of the three categories.", lower_bound=1
-    )
+    flags.DEFINE_integer("scenes", 60, "Scenes (of four clips) in each of the three categories.", lower_bound=1)
     flags.DEFINE_integer("frames", 17, "Frames of a clip: 4k+1.")
     flags.DEFINE_integer("size", 32, "Side of the square frames in pixels.")
     flags.DEFINE_bool("depth", True, "Write depth/ as well.")

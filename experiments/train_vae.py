@@ -22,8 +22,6 @@ class Config:
 
     config: str = setting("nano", "Named configuration; nano is the only one.")
     seed: int = setting(0, "Seed of initialisation and data.")
-    steps: int = setting(3500, "Optimiser steps.")
-    batch: int = setting(4, "Clips per step.")
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -32,13 +30,12 @@ def run(config: Config, workdir: Path) -> None:
     from ports.writer import save_network
 
     named("config", config.config)
-    recipe = dataclasses.replace(VAETraining().recipe, seed=config.seed, steps=config.steps)
-    training = VAETraining(recipe=recipe, batch=config.batch)
+    training = VAETraining(seed=config.seed)
     with Workdir(workdir, training) as work:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
-        with progress("train vae", recipe.steps, unit="steps") as task:
+        with progress("train vae", training.steps, unit="steps") as task:
             network, measured = train_vae(training, workdir, reporter(work, task))
         save_network(network, workdir / "vae")
         work.write_result({"headline": {}, "clips": measured["clips"], "psnr_db": round(measured["psnr"], 3)})

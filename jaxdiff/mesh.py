@@ -110,9 +110,7 @@ class MicroBatch(Generic[T]):
     real: int
 
 
-def micro_batches(
-    items: Iterable[tuple[int, T]], clips_per_device: int, mesh: Mesh
-) -> Iterator[MicroBatch[T]]:
+def micro_batches(items: Iterable[tuple[int, T]], clips_per_device: int, mesh: Mesh) -> Iterator[MicroBatch[T]]:
     """Group ``(clip id, value)`` pairs into batches of one fixed size, the last one padded.
 
     `items` is drawn lazily, one batch ahead of nothing: a loader that leaves out unreadable clips yields full

@@ -85,23 +85,20 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------ conditioning
 
-    def condition(
-        self, prompt: str | None = None, image=None, fps: float | None = None, *, text=None
-    ) -> Conditioning:
+    def condition(self, prompt: str | None = None, image=None, fps: float | None = None, *, text=None) -> Conditioning:
         """Build a `Conditioning` from a prompt (needs the folder's text encoder) or from ready `text` embeddings.
 
         Raises
         ------
         MissingDataError : a prompt was given and this pipeline has no text encoder.
         """
-        if text is None:
-            if self.text_encoder is None:
-                raise MissingDataError(
-                    f"cannot embed the prompt {prompt!r}: this pipeline has no text encoder (its port is not part of "
-                    "this version). Pass text embeddings computed elsewhere: condition(text=array [B, N, "
-                    f"{self.transformer.config.text_dim}]), or --text_embeddings=FILE.npy|zeros on the command line; "
-                    "zeros is not the same as the empty prompt"
-                )
+        if text is None and self.text_encoder is None:
+            raise MissingDataError(
+                f"cannot embed the prompt {prompt!r}: this pipeline has no text encoder (its port is not part of "
+                "this version). Pass text embeddings computed elsewhere: condition(text=array [B, N, "
+                f"{self.transformer.config.text_dim}]), or --text_embeddings=FILE.npy|zeros on the command line; "
+                "zeros is not the same as the empty prompt"
+            )
         cond = Conditioning(text=jnp.asarray(text), image_latents=image, fps=fps)
         return cond
 
@@ -162,9 +159,7 @@ class Pipeline:
         self.family.validate(self.transformer, latents.shape, cond)
         taps_lib.check(taps, edits, tap_sites(self), self.transformer.config.num_layers)
         label = sigma if label is None else label
-        timestep = jnp.broadcast_to(
-            jnp.asarray(self.schedule.timestep(label), jnp.float32), (latents.shape[0],)
-        )
+        timestep = jnp.broadcast_to(jnp.asarray(self.schedule.timestep(label), jnp.float32), (latents.shape[0],))
         output, captured = self.family.denoise(
             self.transformer, latents, timestep, cond, taps=taps, edits=edits, sigma=sigma, key=key
         )

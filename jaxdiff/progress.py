@@ -175,9 +175,7 @@ def _bar(task: Task, stream: TextIO, delay: float) -> Iterator[None]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     # Results go to stdout while the bar lives on stderr, so stdout must not be redirected through its
     # console.
-    bar = Progress(
-        *columns, TextColumn(task.unit), Status(), console=console, redirect_stdout=False, transient=True
-    )
+    bar = Progress(*columns, TextColumn(task.unit), Status(), console=console, redirect_stdout=False, transient=True)
     with bar:
         row = bar.add_task(task.name, total=task.total, completed=task.done)
         task._changed = lambda urgent: bar.update(row, completed=task.done)

@@ -214,7 +214,8 @@ def check(taps: tuple[Tap, ...], edits: tuple[Edit, ...], sites: tuple[str, ...]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two taps are named {name!r}; give one of them another name=")
-    for item in (*taps, *edits):
+    items: tuple[Tap | Edit, ...] = (*taps, *edits)
+    for item in items:
         _known("site of this backbone", item.site, sites)
         item.rows(layers)
 
@@ -227,7 +228,7 @@ def _known(kind, value, allowed):
 
 
 def _label(reduce) -> str:
-    if dataclasses.is_dataclass(reduce):
+    if dataclasses.is_dataclass(reduce) and not isinstance(reduce, type):
         numbers = "x".join(str(v) for v in dataclasses.astuple(reduce))
         return f"{type(reduce).__name__.lower()}{numbers}"
     return getattr(reduce, "__name__", type(reduce).__name__)
@@ -265,9 +266,7 @@ class Reader:
         if self.edits:
             key = jax.random.key(0) if key is None else key
             per_block["keys"] = jax.random.split(key, (layers, len(self.edits)))
-            per_block["edited"] = np.stack(
-                [np.isin(np.arange(layers), edit.rows(layers)) for edit in self.edits], 1
-            )
+            per_block["edited"] = np.stack([np.isin(np.arange(layers), edit.rows(layers)) for edit in self.edits], 1)
         self.per_block = per_block
 
     def block(self, per_block) -> "BlockReader":
@@ -278,9 +277,7 @@ class Reader:
         if not self.taps:
             return {}
         shapes = jax.eval_shape(block, *args)
-        return {
-            name: jnp.zeros((len(self.rows[name]), *shape.shape), shape.dtype) for name, shape in shapes.items()
-        }
+        return {name: jnp.zeros((len(self.rows[name]), *shape.shape), shape.dtype) for name, shape in shapes.items()}
 
     def write(self, buffers, readings, per_block):
         written = dict(buffers)
@@ -290,9 +287,7 @@ class Reader:
                 # A block that was not asked for writes back what is there already.
                 kept = jax.lax.dynamic_index_in_dim(buffers[name], jnp.maximum(slot, 0), 0, keepdims=False)
                 value = jnp.where(slot >= 0, value, kept)
-            written[name] = jax.lax.dynamic_update_index_in_dim(
-                buffers[name], value, jnp.maximum(slot, 0), 0
-            )
+            written[name] = jax.lax.dynamic_update_index_in_dim(buffers[name], value, jnp.maximum(slot, 0), 0)
         return written
 
 

@@ -71,9 +71,7 @@ def plain(value: Any, where: str = "") -> Any:
         return int(value)
     if isinstance(value, float | np.floating):
         if not math.isfinite(value):
-            raise ConfigError(
-                f"{where or 'value'} is {value}, which json cannot hold; use null or leave it out"
-            )
+            raise ConfigError(f"{where or 'value'} is {value}, which json cannot hold; use null or leave it out")
         # str() of a float32 is its own shortest form; going through float64 would print 0.10000000149.
         return float(value) if isinstance(value, float) else float(str(value))
     raise ConfigError(f"{where or 'value'} is a {type(value).__name__}, which has no json form")
@@ -81,9 +79,7 @@ def plain(value: Any, where: str = "") -> Any:
 
 def dump_json(value: Any) -> bytes:
     """`value` as json text whose bytes depend on nothing but the value: sorted keys, two spaces."""
-    return (
-        json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    ).encode()
+    return (json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
@@ -130,12 +126,7 @@ def _differences(old: dict, new: dict) -> list[str]:
         before, now = old.get(key, absent), new.get(key, absent)
         # 1 and 1.0 are one value to every reader of a config; 1 and True are not, though Python calls them
         # equal.
-        if (
-            before is absent
-            or now is absent
-            or before != now
-            or isinstance(before, bool) != isinstance(now, bool)
-        ):
+        if before is absent or now is absent or before != now or isinstance(before, bool) != isinstance(now, bool):
             lines.append(f"  {key}: {show(before)} there, {show(now)} now")
     return lines
 
@@ -210,8 +201,7 @@ class Workdir:
             holder = os.read(lock, 200).decode(errors="replace").strip() or "unknown"
             os.close(lock)
             raise ConfigError(
-                f"another run is at work in {self.path} ({holder}). "
-                "Wait for it, stop it, or choose another --workdir"
+                f"another run is at work in {self.path} ({holder}). Wait for it, stop it, or choose another --workdir"
             ) from None
         except OSError as error:
             os.close(lock)

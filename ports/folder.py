@@ -55,9 +55,7 @@ class Folder:
     components: dict[str, Component]
 
 
-def load_pipeline(
-    folder: str | Path, *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None
-) -> Pipeline:
+def load_pipeline(folder: str | Path, *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None) -> Pipeline:
     """Load a folder as a `Pipeline`; see `jaxdiff.load`.
 
     Parameters
@@ -160,9 +158,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 def _family(path: Path, index: Mapping[str, Any]) -> Family:
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
-        raise CheckpointError(
-            f"{path / INDEX}: pipeline class {name!r} is not supported{_supported(name, FAMILIES)}"
-        )
+        raise CheckpointError(f"{path / INDEX}: pipeline class {name!r} is not supported{_supported(name, FAMILIES)}")
     return FAMILIES[name]
 
 
@@ -180,14 +176,11 @@ def _check_index(path: Path, index: Mapping[str, Any], family: Family) -> None:
             name = _class_name(value)
             if name is not None and name not in family.ports[key]:
                 raise CheckpointError(
-                    f"{path / INDEX}: {key} of class {name!r} is not supported"
-                    f"{_supported(name, family.ports[key])}"
+                    f"{path / INDEX}: {key} of class {name!r} is not supported{_supported(name, family.ports[key])}"
                 )
         elif not (key.startswith("_") or key == "scheduler" or key in family.unported):
             known = (*family.ports, "scheduler", *family.unported, *family.options)
-            raise ConfigError(
-                f"{path / INDEX}: unknown key {key!r}={value!r}{_supported(key, known, 'known')}"
-            )
+            raise ConfigError(f"{path / INDEX}: unknown key {key!r}={value!r}{_supported(key, known, 'known')}")
 
 
 def _class_name(entry: Any) -> str | None:

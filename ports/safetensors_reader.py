@@ -160,9 +160,7 @@ def find_weights(folder: Path) -> Path:
         plain = [path for path in found if path.name.split(".safetensors")[0].count(".") == 0]
         found = plain or found
     if len(found) > 1 and all(SHARD.search(path.name) for path in found):
-        raise CheckpointError(
-            f"{folder}: shards without their index, a file *.safetensors.index.json; copy it too"
-        )
+        raise CheckpointError(f"{folder}: shards without their index, a file *.safetensors.index.json; copy it too")
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
         raise CheckpointError(
@@ -196,9 +194,7 @@ def _refuse_pickles(names: list[str]) -> str:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(shard, str) for shard in weight_map.values()
-        ):
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise TypeError("weight_map must map tensor names to file names")
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{index}: not a shard index: {error!r}") from error
@@ -273,9 +269,7 @@ def _read_header(file: Path) -> dict[str, Tensor]:
 
 def _parse(file: Path, name: str, entry: dict, start: int) -> Tensor:
     if entry["dtype"] not in DTYPES:
-        raise CheckpointError(
-            f"{file}: {name!r} has dtype {entry['dtype']!r}; readable dtypes are {', '.join(DTYPES)}"
-        )
+        raise CheckpointError(f"{file}: {name!r} has dtype {entry['dtype']!r}; readable dtypes are {', '.join(DTYPES)}")
     dtype = DTYPES[entry["dtype"]]
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
@@ -284,8 +278,7 @@ def _parse(file: Path, name: str, entry: dict, start: int) -> Tensor:
     expected = math.prod(shape) * dtype.itemsize
     if end - begin != expected:
         raise CheckpointError(
-            f"{file}: {name!r} is {entry['dtype']} {shape} and needs {expected} bytes, "
-            f"its offsets span {end - begin}"
+            f"{file}: {name!r} is {entry['dtype']} {shape} and needs {expected} bytes, its offsets span {end - begin}"
         )
     return Tensor(file, dtype, shape, start + begin, start + end)
 
@@ -295,13 +288,10 @@ def _check_layout(file: Path, tensors: dict[str, Tensor], start: int, size: int)
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
             kind = "overlaps the tensor before it" if tensor.begin < position else "leaves a hole before it"
-            raise CheckpointError(
-                f"{file}: {name!r} begins at byte {tensor.begin} instead of {position}: it {kind}"
-            )
+            raise CheckpointError(f"{file}: {name!r} begins at byte {tensor.begin} instead of {position}: it {kind}")
         position = tensor.end
     if size != position:
         state = "truncated" if size < position else "followed by unknown bytes"
         raise CheckpointError(
-            f"{file}: {state}: its header describes {position} bytes, the file has {size}; "
-            "copy or download it again"
+            f"{file}: {state}: its header describes {position} bytes, the file has {size}; copy or download it again"
         )

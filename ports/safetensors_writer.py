@@ -29,9 +29,7 @@ class SafetensorsWriter:
         Goes into the header; readers of torch files ask for `{"format": "pt"}`.
     """
 
-    def __init__(
-        self, path: str | Path, tensors: Mapping[str, tuple], metadata: Mapping[str, str] | None = None
-    ):
+    def __init__(self, path: str | Path, tensors: Mapping[str, tuple], metadata: Mapping[str, str] | None = None):
         self.path = Path(path)
         self._partial = self.path.with_name(self.path.name + ".partial")
         header: dict = {"__metadata__": dict(sorted((metadata or {"format": "pt"}).items()))}

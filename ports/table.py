@@ -123,9 +123,7 @@ def _walk(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _rebuild(tree: Any, leaves: Mapping[str, Any], path: str = "") -> Any:
     if not isinstance(tree, Mapping):
         return leaves[path]
-    return {
-        key: _rebuild(value, leaves, f"{path}/{key}" if path else str(key)) for key, value in tree.items()
-    }
+    return {key: _rebuild(value, leaves, f"{path}/{key}" if path else str(key)) for key, value in tree.items()}
 
 
 def expected_names(table: Table, params: Mapping[Any, Any]) -> tuple[dict[str, Group], list[str]]:
@@ -142,9 +140,7 @@ def expected_names(table: Table, params: Mapping[Any, Any]) -> tuple[dict[str, G
         found = [(match, rule) for regex, rule in rules if (match := regex.fullmatch(path))]
         if len(found) != 1:
             named = " and ".join(rule.source for _, rule in found) or "no rule"
-            problems.append(
-                f"table    leaf {path} {tuple(leaf.shape)} is filled by {named}; it takes exactly one rule"
-            )
+            problems.append(f"table    leaf {path} {tuple(leaf.shape)} is filled by {named}; it takes exactly one rule")
             continue
         match, rule = found[0]
         rows = range(leaf.shape[0]) if rule.stacked else [0]
@@ -225,8 +221,7 @@ def _compare(name, shape, dtype, path, groups, leaves) -> list[str]:
     if shape != needed:
         row = " row" if rule.stacked else ""
         return [
-            f"shape    {name} is {shape} in the checkpoint, {needed} in the model "
-            f"({path}{row}, {rule.transform.name})"
+            f"shape    {name} is {shape} in the checkpoint, {needed} in the model ({path}{row}, {rule.transform.name})"
         ]
     if jnp.issubdtype(leaf.dtype, jnp.floating) and dtype not in FLOATS:
         return [f"dtype    {name} is {dtype.name}: quantised or integer, where the model has floating point"]
@@ -370,9 +365,7 @@ def save_params(params: Mapping[Any, Any], table: Table, path: str | Path, dtype
         for leaf_path, group in groups.items():
             values = np.asarray(leaves[leaf_path])
             for row, name in enumerate(group.names):
-                writer.write(
-                    name, group.rule.transform.inverse(values[row] if group.rule.stacked else values)
-                )
+                writer.write(name, group.rule.transform.inverse(values[row] if group.rule.stacked else values))
 
 
 def partition_specs(table: Table, params: Mapping[Any, Any], mesh: jax.sharding.Mesh) -> dict[Any, Any]:

@@ -19,9 +19,7 @@ def vae_table(config: WanVAEConfig) -> Table:
         *_layer("encoder.down_blocks.{i}.time_conv", "encoder/down_blocks/{i}/time_conv", conv3d),
         *_ends("decoder"),
         *_residual("decoder.up_blocks.{i}.resnets.{j}", "decoder/up_blocks/{i}/resnets/{j}"),
-        *_layer(
-            "decoder.up_blocks.{i}.upsamplers.0.resample.1", "decoder/up_blocks/{i}/upsample/conv", conv2d
-        ),
+        *_layer("decoder.up_blocks.{i}.upsamplers.0.resample.1", "decoder/up_blocks/{i}/upsample/conv", conv2d),
         *_layer(
             "decoder.up_blocks.{i}.upsamplers.0.time_conv",
             "decoder/up_blocks/{i}/upsample/time_conv",

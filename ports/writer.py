@@ -47,9 +47,7 @@ def save_pipeline(pipeline: Pipeline, folder: str | Path, *, dtype: Any = None) 
     for name in family.ports:
         network = getattr(pipeline, name)
         index[name] = (
-            [None, None]
-            if network is None
-            else ["diffusers", save_network(network, path / name, dtype=dtype)]
+            [None, None] if network is None else ["diffusers", save_network(network, path / name, dtype=dtype)]
         )
     scheduler = _scheduler_config(pipeline.schedule)
     _write_json(path / "scheduler" / "scheduler_config.json", scheduler)
@@ -62,9 +60,7 @@ def _family(pipeline: Pipeline) -> tuple[str, Family]:
     for name, family in FAMILIES.items():
         if family.drive == pipeline.family:
             return name, family
-    raise CheckpointError(
-        f"a pipeline of family {pipeline.family!r} cannot be written (known: {', '.join(FAMILIES)})"
-    )
+    raise CheckpointError(f"a pipeline of family {pipeline.family!r} cannot be written (known: {', '.join(FAMILIES)})")
 
 
 def save_network(network: Network, folder: str | Path, *, dtype: Any = None) -> str:
@@ -86,9 +82,7 @@ def save_network(network: Network, folder: str | Path, *, dtype: Any = None) -> 
             _write_json(path / "config.json", config)
             save_params(network.params, port.table(network.config), path / WEIGHTS, dtype)
             return name
-    raise CheckpointError(
-        f"{path}: {network.module.__name__} has no published class (known: {', '.join(PORTS)})"
-    )
+    raise CheckpointError(f"{path}: {network.module.__name__} has no published class (known: {', '.join(PORTS)})")
 
 
 def _scheduler_config(schedule: Schedule) -> dict[str, Any]:

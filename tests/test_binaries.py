@@ -104,10 +104,7 @@ def test_flags_fill_the_config_with_its_types(binary):
     )
     code, out, err = call(binary, *flags, "--taps=a,b", "--probe.penalties=0.01,1,10")
     assert code == 0, err
-    assert (
-        "videos=PosixPath('clips'), steps=20, solver='midpoint', guidance=1.5, taps=('a', 'b'), resume=False"
-        in out
-    )
+    assert "videos=PosixPath('clips'), steps=20, solver='midpoint', guidance=1.5, taps=('a', 'b'), resume=False" in out
     assert "penalties=(0.01, 1.0, 10.0)" in out
     assert "jaxdiff/xla/" in out  # the compilation cache is on, in the user's cache folder
     assert out.rstrip().endswith(" 0")

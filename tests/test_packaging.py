@@ -87,8 +87,7 @@ def test_every_library_that_the_packages_import_is_a_declared_dependency():
         f"{path.relative_to(ROOT)}:{item.line} imports {lib}"
         for path in sources(*PACKAGES)
         for item in imports(path.read_text())
-        if (lib := library(item.module))
-        and not names & {canonical(dist) for dist in distributions.get(lib, [lib])}
+        if (lib := library(item.module)) and not names & {canonical(dist) for dist in distributions.get(lib, [lib])}
     ]
     assert not found, "\n".join(found)
 
@@ -96,8 +95,6 @@ def test_every_library_that_the_packages_import_is_a_declared_dependency():
 def test_the_unpacked_wheel_imports_without_the_checkout(wheel, tmp_path):
     wheel.extractall(tmp_path)
     code = "import jaxdiff, jaxdiff.kernels, ports, experiments; print(jaxdiff.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "jaxdiff" / "__init__.py")

@@ -83,9 +83,7 @@ def test_every_command_of_the_documents_exists_with_its_flags():
 def test_every_make_target_of_the_documents_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = {
-        target
-        for name in DOCUMENTS
-        for target in re.findall(r"(?:`|    )make ([\w-]+)", (ROOT / name).read_text())
+        target for name in DOCUMENTS for target in re.findall(r"(?:`|    )make ([\w-]+)", (ROOT / name).read_text())
     }
     assert {"demo", "test"} <= named <= targets
 

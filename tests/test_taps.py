@@ -72,9 +72,7 @@ def test_projection_is_linear_fixed_and_keeps_lengths_on_average():
 
 def test_captured_rows_are_the_blocks_that_were_asked_for(network, call):
     _, everything = run(network, call, taps=(Tap("block_out"), Tap("mlp_out", "frame_mean")))
-    _, some = run(
-        network, call, taps=(Tap("block_out", blocks=(-1, 1)), Tap("mlp_out", "frame_mean", blocks=(2,)))
-    )
+    _, some = run(network, call, taps=(Tap("block_out", blocks=(-1, 1)), Tap("mlp_out", "frame_mean", blocks=(2,))))
     assert everything["block_out.mean"].shape == (4, 2, 16)
     np.testing.assert_array_equal(some["block_out.mean"], everything["block_out.mean"][jnp.array([3, 1])])
     np.testing.assert_array_equal(some["mlp_out.frame_mean"], everything["mlp_out.frame_mean"][2:3])
@@ -122,9 +120,7 @@ def test_edit_keys_differ_between_blocks_and_sigma_arrives(network, call):
         return sigma * jax.random.normal(key, h.shape)
 
     tap = (Tap("block_out", Full()),)
-    _, got = run(
-        network, call, taps=tap, edits=(Edit("block_out", None, noise),), sigma=2.0, key=jax.random.key(5)
-    )
+    _, got = run(network, call, taps=tap, edits=(Edit("block_out", None, noise),), sigma=2.0, key=jax.random.key(5))
     values = np.asarray(got["block_out.full1" if "block_out.full1" in got else tap[0].name], np.float32)
     assert abs(values.std() - 2.0) < 0.05
     assert np.abs(np.corrcoef(values.reshape(4, -1)) - np.eye(4)).max() < 0.2

@@ -27,9 +27,7 @@ RUNS = ("1", "2", "3", "4")
 DEV_SCENES = 30  # per block, in the published dev split
 
 _SCENE = re.compile(r"^(\d+)(_.*)?$")
-_CONDITIONS = re.compile(
-    r"_(?P<visibility>visible|occluded)_(?P<motion>static|dynamic_\d)_nobj(?P<objects>\d)"
-)
+_CONDITIONS = re.compile(r"_(?P<visibility>visible|occluded)_(?P<motion>static|dynamic_\d)_nobj(?P<objects>\d)")
 _SHOWN = 10  # problems listed in one message
 
 
@@ -86,9 +84,7 @@ def load_intphys(
             "Use the dev split."
         )
     problems: list[str] = []
-    clips = (
-        _train(root, problems) if split == "train" else _quadruplets(root, blocks, scenes, labels, problems)
-    )
+    clips = _train(root, problems) if split == "train" else _quadruplets(root, blocks, scenes, labels, problems)
     if problems:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         listed = "".join(f"\n  {p}" for p in problems[:_SHOWN])
@@ -101,9 +97,7 @@ def load_intphys(
 
 def _split_folder(folder: Path, split: str) -> Path:
     if not folder.is_dir():
-        raise MissingDataError(
-            f"{folder}: no such folder. --data_dir takes the folder that holds IntPhys's {split}/."
-        )
+        raise MissingDataError(f"{folder}: no such folder. --data_dir takes the folder that holds IntPhys's {split}/.")
     if (folder / split).is_dir():
         return folder / split
     inside = "a run folder" if split == "train" else "O1/, O2/ or O3/"
@@ -145,13 +139,9 @@ def _quadruplets(root, blocks, scenes, labels, problems):
         for scene in _folders(root / block):
             match = _SCENE.match(scene.name)
             if match is None:
-                problems.append(
-                    f"{block}/{scene.name} is not the name of a scene (digits, then perhaps _conditions)"
-                )
+                problems.append(f"{block}/{scene.name} is not the name of a scene (digits, then perhaps _conditions)")
             elif int(match[1]) in numbers:
-                problems.append(
-                    f"{block}/{scene.name} and {block}/{numbers[int(match[1])]} have the same number"
-                )
+                problems.append(f"{block}/{scene.name} and {block}/{numbers[int(match[1])]} have the same number")
             else:
                 numbers[int(match[1])] = scene.name
                 clips += _quadruplet(root, block, scene, match, labels, problems)
@@ -186,9 +176,7 @@ def _quadruplet(root, block, scene, match, labels, problems):
     if labels and sum(label is True for label in possible.values()) != 2:
         right = sum(label is True for label in possible.values())
         problems.append(f"{block}/{scene.name} is unpaired: {right} of its 4 runs are possible, expected 2")
-    return [
-        Clip(f"{group}/{run}", scene / run / "scene", group, block, possible[run], conditions) for run in RUNS
-    ]
+    return [Clip(f"{group}/{run}", scene / run / "scene", group, block, possible[run], conditions) for run in RUNS]
 
 
 def _frame_count(run: Path, root: Path, problems: list[str]) -> int:

@@ -7,9 +7,7 @@ from jaxdiff.errors import ConfigError
 SAMPLING = ("linspace", "stride")
 
 
-def frame_indices(
-    available: int, frames: int | None, sampling: str = "linspace", stride: int = 1
-) -> np.ndarray:
+def frame_indices(available: int, frames: int | None, sampling: str = "linspace", stride: int = 1) -> np.ndarray:
     """Choose the frames of a clip that are kept.
 
     Parameters

@@ -215,16 +215,12 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8.0, crf: int
 
     frames = to_uint8(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise ValueError(
-            f"write_video({path}): frames must be [T, H, W, 3] and not empty, got {list(frames.shape)}."
-        )
+        raise ValueError(f"write_video({path}): frames must be [T, H, W, 3] and not empty, got {list(frames.shape)}.")
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf)}
-        )
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf)})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for picture in frames:

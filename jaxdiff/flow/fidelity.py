@@ -120,9 +120,7 @@ def reconstruct(pipeline: "Pipeline", trajectory: Trajectory, cond: Conditioning
     -------
     [B, T', H', W', C] float32 latents, for `round_trip` and for `Pipeline.decode`.
     """
-    back = sample(
-        pipeline, trajectory.latents, cond, sigmas=trajectory.sigmas[::-1], labels=trajectory.labels
-    )
+    back = sample(pipeline, trajectory.latents, cond, sigmas=trajectory.sigmas[::-1], labels=trajectory.labels)
     return back.latents
 
 
@@ -178,9 +176,7 @@ def noise_statistics(noise: jax.Array) -> Errors:
         if size > 1:
             a = jax.lax.slice_in_dim(centred, 0, size - 1, axis=axis)
             b = jax.lax.slice_in_dim(centred, 1, size, axis=axis)
-            result[f"noise_correlation_{name}"] = (a * b).sum(axes) / _norm(
-                (a * a).sum(axes) * (b * b).sum(axes)
-            )
+            result[f"noise_correlation_{name}"] = (a * b).sum(axes) / _norm((a * a).sum(axes) * (b * b).sum(axes))
     channels = noise.shape[-1]
     if channels > 1:
         flat = noise.reshape(noise.shape[0], -1, channels)
@@ -189,9 +185,7 @@ def noise_statistics(noise: jax.Array) -> Errors:
         power = jnp.einsum("bcc->bc", covariance)
         correlation = covariance / _norm(power[:, :, None] * power[:, None, :])
         off_diagonal = correlation * (1 - jnp.eye(channels))
-        result["noise_channel_correlation"] = jnp.sqrt(
-            (off_diagonal**2).sum((1, 2)) / (channels * (channels - 1))
-        )
+        result["noise_channel_correlation"] = jnp.sqrt((off_diagonal**2).sum((1, 2)) / (channels * (channels - 1)))
     return result
 
 

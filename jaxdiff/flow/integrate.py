@@ -64,9 +64,7 @@ def check_grid(sigmas: Any) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"sigmas must be a one-dimensional grid of numbers: {error}") from error
     if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ConfigError(
-            f"sigmas must be a one-dimensional grid of at least 2 points, got shape {sigmas.shape}"
-        )
+        raise ConfigError(f"sigmas must be a one-dimensional grid of at least 2 points, got shape {sigmas.shape}")
     if not np.isfinite(sigmas).all():
         raise ConfigError(f"sigmas[{int(np.argmin(np.isfinite(sigmas)))}] is not finite")
     down = sigmas[-1] < sigmas[0]
@@ -99,9 +97,7 @@ def _real_dtype(x: State):
     """float64 where the state has it, float32 otherwise; complex states step along a real sigma."""
     leaves = jax.tree.leaves(x)
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
-        raise ConfigError(
-            f"the state must hold floating-point arrays, got {[str(leaf.dtype) for leaf in leaves]}"
-        )
+        raise ConfigError(f"the state must hold floating-point arrays, got {[str(leaf.dtype) for leaf in leaves]}")
     # By dtype: the leaf made of a Python float is weakly typed and would count for nothing.
     return jnp.finfo(jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))).dtype
 
@@ -119,9 +115,7 @@ def _labelled(field: Callable, solver: Solver) -> Velocity:
     if len(required) == 3:
         return field
     if len(required) != 2:
-        raise ConfigError(
-            f"field must be field(x, sigma) or field(x, sigma, label), got {inspect.signature(field)}"
-        )
+        raise ConfigError(f"field must be field(x, sigma) or field(x, sigma, label), got {inspect.signature(field)}")
     if isinstance(solver, DDIMLabel):
         raise ConfigError(
             "ddim_label tells the network another sigma than the state's: it needs field(x, sigma, label)"

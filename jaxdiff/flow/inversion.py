@@ -70,9 +70,7 @@ class DivergedError(NonFiniteError):
     trajectory : what was computed, None if the input itself was not finite. The other clips' parts are good.
     """
 
-    def __init__(
-        self, message: str, clips: Sequence[int], step: int, sigma: float, trajectory: Trajectory | None
-    ):
+    def __init__(self, message: str, clips: Sequence[int], step: int, sigma: float, trajectory: Trajectory | None):
         super().__init__(message)
         self.clips, self.step, self.sigma, self.trajectory = list(clips), step, sigma, trajectory
 
@@ -226,9 +224,7 @@ def _walk(
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "taps", "edits", "captures", "placement"))
-def _run(
-    pipeline, latents, cond, negative, scale, scanned, key, sink, *, placement: Placement | None, **static
-):
+def _run(pipeline, latents, cond, negative, scale, scanned, key, sink, *, placement: Placement | None, **static):
     """The whole run as one program; see the module's docstring."""
 
     def run(whole, clips):
@@ -295,9 +291,7 @@ def _run_clips(
         def velocity(x, sigma, label):
             return evaluate(x, Node(sigma, label), step_key)[0]
 
-        start, buffers = read(
-            x, solver.start_node(step), step_key, slot, buffers, needed=solver.evaluates_start
-        )
+        start, buffers = read(x, solver.start_node(step), step_key, slot, buffers, needed=solver.evaluates_start)
         x, memory = solver.step(velocity, x, start, step, memory)
         bad = ~jnp.isfinite(x).all(range(1, x.ndim))
         return (x, memory, buffers, jnp.where((failed_at < 0) & bad, number, failed_at)), None
@@ -308,9 +302,7 @@ def _run_clips(
     buffers = {}
     if captures.count and sink is None:
         shapes = jax.eval_shape(lambda: evaluate(latents, first.start, first_key, taps)[1])
-        buffers = {
-            name: jnp.zeros((captures.count, *shape.shape), shape.dtype) for name, shape in shapes.items()
-        }
+        buffers = {name: jnp.zeros((captures.count, *shape.shape), shape.dtype) for name, shape in shapes.items()}
     memory = solver.init(lambda x, *node: evaluate(x, Node(*node), first_key)[0], latents, first)
     carry = (latents, memory, buffers, jnp.full(batch, -1, jnp.int32))
     (x, _, buffers, failed_at), _ = jax.lax.scan(body, carry, scanned)
@@ -335,9 +327,10 @@ def _announce(pipeline, latents: jax.Array, taps: tuple[Tap, ...], plan: Plan) -
 
 
 def _check_start(latents: jax.Array, plan: Plan) -> None:
-    if isinstance(latents, jax.core.Tracer):
+    finite = _finite(latents)
+    if isinstance(finite, jax.core.Tracer):
         return
-    clips = np.flatnonzero(~np.asarray(_finite(latents)))
+    clips = np.flatnonzero(~np.asarray(finite))
     if len(clips):
         sigma = _number(plan.sigmas[0])
         raise DivergedError(

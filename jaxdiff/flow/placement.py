@@ -39,17 +39,14 @@ def placement_of(pipeline: Any, latents: jax.Array) -> Placement | None:
         return None
     first, *others = (*latents.sharding.spec, None)
     split = any(axis is not None for axis in others) or any(
-        isinstance(leaf, jax.core.Tracer)
-        or (isinstance(leaf, jax.Array) and not leaf.sharding.is_fully_replicated)
+        isinstance(leaf, jax.core.Tracer) or (isinstance(leaf, jax.Array) and not leaf.sharding.is_fully_replicated)
         for leaf in jax.tree.leaves(pipeline)
     )
     mesh = latents.sharding.mesh
     return None if first is None or split or not isinstance(mesh, Mesh) else Placement(mesh, first)
 
 
-def per_device(
-    run: Callable, placement: Placement | None, whole: Any, clips: Any, batch: int, out_specs: Any
-) -> Any:
+def per_device(run: Callable, placement: Placement | None, whole: Any, clips: Any, batch: int, out_specs: Any) -> Any:
     """``run(whole, clips)``, on every device with its own part of `clips`.
 
     Parameters

@@ -175,15 +175,12 @@ def _steps(capture_at: Sequence[int] | None, size: int) -> np.ndarray:
     wrong = wanted[(wanted < -size) | (wanted > size)]
     if wrong.size:
         raise ConfigError(
-            f"capture_at: step {wrong[0]} does not exist; this grid has steps 0 to {size - 1}, and "
-            f"{size} is its end"
+            f"capture_at: step {wrong[0]} does not exist; this grid has steps 0 to {size - 1}, and {size} is its end"
         )
     return np.unique(np.where(wanted < 0, wanted + size, wanted)).astype(np.int64)
 
 
-def _insert(
-    grid: np.ndarray, nodes: np.ndarray, capture_sigmas: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _insert(grid: np.ndarray, nodes: np.ndarray, capture_sigmas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """The grid with the wanted sigmas in it, and the captured indices in the new grid."""
     wanted = np.atleast_1d(np.asarray(capture_sigmas, np.float64))
     up, low, high = grid[0] < grid[-1], grid.min(), grid.max()

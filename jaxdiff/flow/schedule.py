@@ -70,15 +70,11 @@ class Schedule(abc.ABC):
         for key, allowed in cls.REQUIRED.items():
             value = config.get(key, cls.DEFAULTS.get(key))
             if value not in allowed:
-                raise ConfigError(
-                    f"{name}: {key}={value!r} is not supported; only {' or '.join(map(repr, allowed))}"
-                )
+                raise ConfigError(f"{name}: {key}={value!r} is not supported; only {' or '.join(map(repr, allowed))}")
         try:
             return cls(float(config.get(cls.SHIFT_KEY, 1.0)), int(config.get("num_train_timesteps", 1000)))
         except TypeError as error:
-            raise ConfigError(
-                f"{name}: {cls.SHIFT_KEY} and num_train_timesteps must be numbers: {error}"
-            ) from error
+            raise ConfigError(f"{name}: {cls.SHIFT_KEY} and num_train_timesteps must be numbers: {error}") from error
 
     def grid(self, steps: int) -> np.ndarray:
         """Sigmas in the sampler's order, float64 [steps + 1]: from about 1 down to exactly 0.

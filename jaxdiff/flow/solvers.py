@@ -244,8 +244,7 @@ class FixedPoint(Solver):
 
 
 SOLVERS: dict[str, Solver] = {
-    solver.name: solver
-    for solver in (Euler(), Heun(), Midpoint(), FireFlow(), AB2(), FixedPoint(), DDIMLabel())
+    solver.name: solver for solver in (Euler(), Heun(), Midpoint(), FireFlow(), AB2(), FixedPoint(), DDIMLabel())
 }
 
 
@@ -266,8 +265,7 @@ def as_solver(solver: str | Solver) -> Solver:
     missing = [name for name in wanted if not hasattr(solver, name)]
     if isinstance(solver, type) or missing:
         raise ConfigError(
-            f"solver must be a name ({', '.join(SOLVERS)}) or a solver object like FixedPoint(20), "
-            f"got {solver!r}"
+            f"solver must be a name ({', '.join(SOLVERS)}) or a solver object like FixedPoint(20), got {solver!r}"
         )
     return solver
 

@@ -131,9 +131,7 @@ def _block_size(scores_per_query: int, queries: int) -> int:
 
 def _attend(q, k, v, scale, frames):
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    scores = jnp.einsum(
-        "bkqd,bksd->bkqs", q, k, precision=precision, preferred_element_type=jnp.float32
-    )
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, k, precision=precision, preferred_element_type=jnp.float32)
     scores = scores * scale
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     mass = None

@@ -4,6 +4,7 @@ One rule for precision: a linear layer computes in the dtype of its kernel (floa
 precision on every backend), norms and time embeddings compute in float32.
 """
 
+import dataclasses
 import difflib
 import math
 from typing import Any, Self
@@ -43,6 +44,7 @@ class LayerNorm(nnx.Module):
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.eps)
         if self.scale is None:
             return x
+        assert self.bias is not None  # there are both or neither
         return x * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
 
 
@@ -98,7 +100,7 @@ class ConfigFromDict:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from a parsed config.json: keys that begin with "_" are metadata, lists become tuples,
         and an unknown key is a `ConfigError` (it would silently change the architecture)."""
-        fields = cls.__dataclass_fields__
+        fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
         kept = {}
         for key, value in values.items():
             if key.startswith("_"):

@@ -11,9 +11,7 @@ from flax import nnx
 Params = dict[str, Any]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["module", "config"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["module", "config"])
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network as a pytree: its weights are the leaves, its class and configuration are static.
@@ -31,7 +29,7 @@ class Network:
         Nested dict of arrays; keys are attribute names. Repeated blocks are stacked: leaves ``[L, ...]``.
     """
 
-    module: type[nnx.Module]
+    module: Any
     config: Any
     params: Params
 

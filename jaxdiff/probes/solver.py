@@ -18,8 +18,8 @@ with z_f standardised by the training clips of f alone. Four facts make a thousa
    (heavy-tailed features, few scenes) take the exact Hessian instead.
 4. Penalties are solved from strong to weak, each from the last one's solution.
 
-A column stops when its Newton decrement says that less than `TOLERANCE` of its objective is left to gain (then
-takes that step). Columns for which all this fails, or whose training variances float32 cannot tell from the
+A column stops when its Newton decrement says that less than `TOLERANCE` of its objective is left to gain, and
+then takes that step. Columns for which all this fails, or whose training variances float32 cannot tell from the
 shared matrix (a feature with one huge outlier in the held-out fold), are solved again alone, in units and a
 rotation of their own.
 """
@@ -35,8 +35,8 @@ import numpy as np
 from jaxdiff.errors import CheckFailed
 from jaxdiff.probes.linear import CONSTANT
 
-# What may be left to gain before the last step, which leaves about a tenth of it: a share of the objective, and
-# at strong penalties, where weights hardly change the objective, a share of the weights' own part of it.
+# What may be left to gain before the last step, which leaves about a tenth of it: a share of the objective,
+# and at strong penalties, where weights hardly change the objective, a share of the weights' own part of it.
 TOLERANCE = 1e-5
 OF_WEIGHTS = 1e-4
 RESOLUTION = 1e-9  # of the objective; weights below it are rounding (features without any linear signal)
@@ -53,7 +53,7 @@ class Fits(NamedTuple):
     """Solutions for one candidate set: P penalties, F columns, n clips, D features.
 
     margins : [P, F, n] float32, for training and held-out clips alike.
-    gaps : [P, F] float32, estimate of what was left to gain before the last step, in the units of `TOLERANCE`.
+    gaps : [P, F] float32, what was left to gain before the last step, in the units of `TOLERANCE`.
     coefficients : [P, F, D] float32, on raw features.
     intercepts : [P, F] float32.
     """
@@ -226,7 +226,11 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
     objective = state.loss + 0.5 * penalty * state.square
 
     def at(size):
-        return size, _loss(problem, state.margins + size[:, None] * moved), state.square + 2 * size * cross + size**2 * own
+        return (
+            size,
+            _loss(problem, state.margins + size[:, None] * moved),
+            state.square + 2 * size * cross + size**2 * own,
+        )
 
     def too_far(size, loss, square):
         # Float32 sums cannot tell changes of the objective below their own rounding.
@@ -283,7 +287,7 @@ def _fit(x: jax.Array, labels: jax.Array, train: jax.Array, penalties: jax.Array
 
     `gaps` is infinite for columns that the shared rotation cannot serve.
     """
-    # Float32 means float32: an accelerator's default of bfloat16 or TF32 products would not reach the tolerance.
+    # An accelerator's default of bfloat16 or TF32 products would not reach the tolerance.
     with jax.default_matmul_precision("highest"):
         train = train.astype(jnp.float32)
         signs = jnp.where(labels, 1.0, -1.0)
@@ -346,7 +350,6 @@ def fit_all(
     strongest_first = jnp.asarray(penalties[order], jnp.float32)
     back = np.argsort(order)
     labels = np.broadcast_to(labels, train.shape)
-    # Columns that ask the same thing (different folds of one repeat never do, but callers may) are not merged.
     arguments = jnp.asarray(labels), jnp.asarray(train), strongest_first
     candidates, clips, features = X.shape
     together = min(_sets_at_once(clips, len(train), features), candidates)
@@ -370,7 +373,7 @@ def _refit_alone(fits, chunk, labels, train, penalties, at, column, start, weigh
     worst = float(np.max(np.asarray(alone.gaps)))
     if not worst <= TOLERANCE:
         raise CheckFailed(
-            f"the probe of candidate {start + at}, column {column} stopped {worst:.1e} of its objective above the "
-            f"minimum (allowed {TOLERANCE:.0e}); leave out penalties below {float(penalties[-1]):g}, or rescale the features"
+            f"the probe of candidate {start + at}, column {column} stopped {worst:.1e} of its objective above "
+            f"the minimum (allowed {TOLERANCE:.0e}); leave out the weakest penalty ({float(penalties[-1]):g})"
         )
     return Fits(*(old.at[at, :, column].set(new[0, :, 0]) for old, new in zip(fits, alone, strict=True)))

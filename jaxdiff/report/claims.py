@@ -32,9 +32,7 @@ def result(study: Study) -> str:
             )
             for c in study.checks
         ]
-        body += "<h3>Aims set before the run</h3>" + table(
-            ("aim", "measured", "bar", ""), cells, numeric=(1, 2)
-        )
+        body += "<h3>Aims set before the run</h3>" + table(("aim", "measured", "bar", ""), cells, numeric=(1, 2))
     return body
 
 
@@ -43,10 +41,7 @@ def _headline(rows: Sequence[Row], chance: float) -> str:
     pairs, gaps = any(r.pairwise for r in rows), any(r.gap for r in rows)
     width = 3 + pairs + gaps
     head = '<th></th><th class="num">accuracy per clip, 95 %</th><th class="plot">' + forest.axis() + "</th>"
-    head += (
-        '<th class="num">pairs ranked right</th>' * pairs
-        + '<th class="num">states minus this, points</th>' * gaps
-    )
+    head += '<th class="num">pairs ranked right</th>' * pairs + '<th class="num">states minus this, points</th>' * gaps
     body = ""
     for kind, (title, meaning) in _PARTS.items():
         chosen = [r for r in rows if r.kind == kind]
@@ -61,9 +56,7 @@ def _headline(rows: Sequence[Row], chance: float) -> str:
             body += f'<td class="num">{estimate(row.estimate)}</td>'
             body += f'<td class="plot">{forest.cell([(row.estimate, _CSS_COLOR[kind], True)])}</td>'
             body += f'<td class="num">{estimate(row.pairwise)}</td>' * pairs
-            body += (
-                f'<td class="num">{estimate(row.gap, points=True) if row.gap else ""}</td>' * gaps + "</tr>"
-            )
+            body += f'<td class="num">{estimate(row.gap, points=True) if row.gap else ""}</td>' * gaps + "</tr>"
     body += f'<tr class="part"><td><b>Chance</b> &nbsp;guessing</td><td class="num">{percent(chance)}</td>'
     body += f'<td class="plot">{forest.cell([])}</td>{"<td></td>" * (width - 3)}</tr>'
     return (
@@ -78,9 +71,7 @@ def grids(study: Study) -> str:
     """The block by sigma heatmaps, and all their cells as tables."""
     if not study.grids:
         return ""
-    picture = drawing(
-        figures.heatmaps(study.grids, study.chance, study.rows), "accuracy by block and noise level"
-    )
+    picture = drawing(figures.heatmaps(study.grids, study.chance, study.rows), "accuracy by block and noise level")
     caption = (
         "Accuracy (%) of one probe per cell, on held-out scenes. All panels, inputs and controls share one "
         "colour scale, centred at chance: near-white is chance, orange above it, blue below. "

@@ -97,9 +97,7 @@ def _convergence(axis, part: Fidelity) -> None:
     axis.set_title("N steps against 2N")
     axis.set_xlabel("noise level σ")
     axis.set_ylabel("relative difference")
-    for curve, (shade, _) in zip(
-        part.self_convergence, series([c.kind for c in part.self_convergence]), strict=True
-    ):
+    for curve, (shade, _) in zip(part.self_convergence, series([c.kind for c in part.self_convergence]), strict=True):
         at = np.flatnonzero(np.isfinite(np.asarray(curve.y, float)))[-1:]
         for x, y in zip(np.asarray(curve.x)[at], np.asarray(curve.y)[at], strict=True):
             axis.annotate(
@@ -124,9 +122,7 @@ def _psnr(axis, part: Fidelity) -> None:
     edges = np.linspace(everything.min() - 0.5, everything.max() + 0.5, 25)
     tallest = 1
     for (_, _, shade, alpha), values in zip(sets, finite, strict=True):
-        counts, *_ = axis.hist(
-            values, edges, color=shade, alpha=alpha, edgecolor=color("paper"), linewidth=0.5
-        )
+        counts, *_ = axis.hist(values, edges, color=shade, alpha=alpha, edgecolor=color("paper"), linewidth=0.5)
         tallest = max(tallest, counts.max(initial=0))
     axis.set_ylim(0, tallest * 1.28)
     axis.yaxis.set_major_locator(MaxNLocator(6, integer=True))

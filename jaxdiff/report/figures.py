@@ -38,9 +38,7 @@ def percent_axis(axis: Axes, chance: float, limits: tuple[float, float], x: bool
     if not x:
         names = [f"chance {n}" if abs(t - chance) < 1e-9 else n for n, t in zip(names, ticks, strict=True)]
     (axis.set_xticks if x else axis.set_yticks)(ticks, names)
-    (axis.axvline if x else axis.axhline)(
-        chance, color=color("soft"), linewidth=1, linestyle=(0, (4, 3)), zorder=1
-    )
+    (axis.axvline if x else axis.axhline)(chance, color=color("soft"), linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axis.grid(axis="x" if x else "y")
 
 
@@ -166,9 +164,7 @@ def _heatmap(axis, grid: Grid, norm, label_rows: bool, label_x: bool) -> None:
     shown = [i for i in range(count) if i < grid.inputs or (i - grid.inputs) % step == 0 or i == count - 1]
     if len(shown) > 1 and shown[-1] - shown[-2] < step and shown[-2] >= grid.inputs:
         shown.pop(-2)
-    axis.set_yticks(
-        bottoms[shown] + 0.5, [grid.labels[i] for i in shown] if label_rows else [""] * len(shown)
-    )
+    axis.set_yticks(bottoms[shown] + 0.5, [grid.labels[i] for i in shown] if label_rows else [""] * len(shown))
     if label_x:
         axis.set_xlabel("clean  ←  noise level σ  →  noise", labelpad=3)
     if label_rows and grid.inputs < count:

@@ -27,9 +27,7 @@ def write_report(path: str | os.PathLike, study: Study) -> None:
     """
     data = render(study).encode()
     if len(data) > LIMIT:
-        raise ValueError(
-            f"the report would take {len(data) / 1e6:.1f} MB; its tables alone pass {LIMIT / 1e6:.0f} MB"
-        )
+        raise ValueError(f"the report would take {len(data) / 1e6:.1f} MB; its tables alone pass {LIMIT / 1e6:.0f} MB")
     write_atomic(path, data)
 
 

@@ -182,9 +182,7 @@ def figure(picture: str, caption: str = "") -> str:
     return f"<figure>{picture}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
 
 
-def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), caption: str = ""
-) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), caption: str = "") -> str:
     """A table from cells that are html already; `numeric` columns are set to the right."""
 
     def line(cells: Sequence[str], tag: str) -> str:

@@ -9,9 +9,7 @@ from jaxdiff.report import diagnostics, video
 from jaxdiff.report.page import details, drawing, esc, estimate, figure, table
 from jaxdiff.report.study import ClipView, Curve, Estimate, Fidelity, Panel, Study, Table
 
-CLIP_BUDGET = (
-    14_000_000  # bytes of html that clips may take; the rest of the 20 MB is left to tables and figures
-)
+CLIP_BUDGET = 14_000_000  # bytes of html that clips may take; the rest of the 20 MB is left to tables and figures
 
 
 def surprise(study: Study) -> str:
@@ -72,9 +70,7 @@ def curves_section(panel: Panel, chance: float) -> str:
 def table_section(part: Table) -> str:
     """A table."""
     rows = [tuple(estimate(c) if isinstance(c, Estimate) else esc(c) for c in row) for row in part.rows]
-    kinds = [
-        all(isinstance(row[i], int | float | Estimate) for row in part.rows) for i in range(len(part.columns))
-    ]
+    kinds = [all(isinstance(row[i], int | float | Estimate) for row in part.rows) for i in range(len(part.columns))]
     numeric = [i for i, yes in enumerate(kinds) if yes]
     return table([esc(c) for c in part.columns], rows, numeric, esc(part.caption))
 

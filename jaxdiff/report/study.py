@@ -18,9 +18,7 @@ KINDS = ("states", "null", "comparison")
 
 
 def _shape(name: str, array: np.ndarray, expected: tuple[int | None, ...]) -> None:
-    good = array.ndim == len(expected) and all(
-        e in (None, s) for e, s in zip(expected, array.shape, strict=True)
-    )
+    good = array.ndim == len(expected) and all(e in (None, s) for e, s in zip(expected, array.shape, strict=True))
     if not good:
         wanted = ", ".join("any" if e is None else str(e) for e in expected)
         raise ConfigError(f"{name} has shape {array.shape}; expected ({wanted})")
@@ -85,9 +83,7 @@ class Grid:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ConfigError(
-                f"Grid {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}"
-            )
+            raise ConfigError(f"Grid {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         shape = (len(self.labels), len(self.sigmas))
         for field in ("accuracy", "low", "high"):
             if getattr(self, field) is not None:
@@ -121,9 +117,7 @@ class Curve:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ConfigError(
-                f"Curve {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}"
-            )
+            raise ConfigError(f"Curve {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}")
         for field in ("x", "y", "low", "high"):
             if getattr(self, field) is not None:
                 _shape(f"Curve {self.name!r}.{field}", np.asarray(getattr(self, field)), (len(self.x),))
@@ -170,9 +164,7 @@ class Fidelity:
                 _shape(f"Fidelity.{field}", np.asarray(getattr(self, field)), (None,))
         if self.mistakes is not None:
             if self.clip_error is None:
-                raise ConfigError(
-                    "Fidelity.mistakes needs Fidelity.clip_error: one error per clip to set beside them"
-                )
+                raise ConfigError("Fidelity.mistakes needs Fidelity.clip_error: one error per clip to set beside them")
             _shape("Fidelity.clip_error", np.asarray(self.clip_error), (len(self.mistakes),))
 
 
@@ -212,9 +204,7 @@ class ClipView:
 
     def __post_init__(self):
         _shape(f"ClipView {self.name!r}.source", np.asarray(self.source), (None, None, None, 3))
-        _shape(
-            f"ClipView {self.name!r}.reconstruction", np.asarray(self.reconstruction), np.shape(self.source)
-        )
+        _shape(f"ClipView {self.name!r}.reconstruction", np.asarray(self.reconstruction), np.shape(self.source))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,10 +310,7 @@ class Study:
             return float(x) if math.isfinite(x) else None
 
         entries = {row.key: row.estimate for row in self.rows} | {"chance": Estimate(*[self.chance] * 3)}
-        return {
-            k: {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
-            for k, e in entries.items()
-        }
+        return {k: {"value": number(e.value), "low": number(e.low), "high": number(e.high)} for k, e in entries.items()}
 
 
 def sentence(study: Study) -> str:
@@ -354,10 +341,7 @@ def sentence(study: Study) -> str:
     control = f"the strongest null control ({strongest.name}, {percent(strongest.estimate.value)})"
     if all(row.gap.low > 0 if row.gap else accuracy.low > row.estimate.high for row in nulls):
         return f"{claim}: {numbers}; {gap} above {control}."
-    return (
-        f"The states are above chance ({numbers}), but not clearly above every null control: "
-        f"{gap} from {control}."
-    )
+    return f"The states are above chance ({numbers}), but not clearly above every null control: {gap} from {control}."
 
 
 def _inversion_sentence(study: Study) -> str:

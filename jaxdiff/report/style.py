@@ -144,9 +144,7 @@ def svg(figure: Figure, label: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     width, height = (72 * inches for inches in figure.get_size_inches())  # SVG of matplotlib is in points
-    text = re.sub(
-        r"<(metadata|style)\b.*?</\1>", "", text, flags=re.S
-    )  # the style would apply to the whole page
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.S)  # the style would apply to the whole page
     size = f'viewBox="0 0 {width:g} {height:g}" style="width:{width / 0.75:.0f}px"'
     text = f'<svg role="img" aria-label="{label}" {size}>' + text[text.index(">") + 1 :]
     text = text.replace("xlink:href", "href")

@@ -64,9 +64,7 @@ def probe_csv(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Non
         for key in row:
             if key not in PROBE_COLUMNS:
                 close = difflib.get_close_matches(key, PROBE_COLUMNS, 1)
-                hint = (
-                    f"; did you mean {close[0]!r}?" if close else f"; columns are {', '.join(PROBE_COLUMNS)}"
-                )
+                hint = f"; did you mean {close[0]!r}?" if close else f"; columns are {', '.join(PROBE_COLUMNS)}"
                 raise ConfigError(f"probe.csv has no column {key!r}{hint}")
         writer.writerow([_cell(row.get(column)) for column in PROBE_COLUMNS])
     write_atomic(path, text.getvalue().encode())

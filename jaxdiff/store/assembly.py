@@ -61,17 +61,12 @@ class Assembly:
         with self._changed:
             state = self._clips.get(clip)
             if state is None:
-                raise ConfigError(
-                    f"a state of clip {clip} arrived, but no sink of this store was made for that clip"
-                )
+                raise ConfigError(f"a state of clip {clip} arrived, but no sink of this store was made for that clip")
             if not 0 <= slot < layout.shape[1]:
-                raise ConfigError(
-                    f"slot {slot} of {layout.name!r} arrived, but the store has {layout.shape[1]} slots"
-                )
+                raise ConfigError(f"slot {slot} of {layout.name!r} arrived, but the store has {layout.shape[1]} slots")
             if state.arrived[layout.name][slot]:
                 raise ConfigError(
-                    f"slot {slot} of {layout.name!r} arrived twice for clip {clip}: make a new sink for "
-                    "every run"
+                    f"slot {slot} of {layout.name!r} arrived twice for clip {clip}: make a new sink for every run"
                 )
             state.arrived[layout.name][slot] = True
             if (layout.name, block) not in state.blocks:
@@ -107,8 +102,7 @@ class Assembly:
         for clip in clips:
             state = self._clips.get(clip)
             left = {
-                name: layout.shape[1] - (state.copied[name] if state else 0)
-                for name, layout in self._layouts.items()
+                name: layout.shape[1] - (state.copied[name] if state else 0) for name, layout in self._layouts.items()
             }
             if left := {name: count for name, count in left.items() if count}:
                 result[clip] = left

@@ -72,9 +72,7 @@ def as_json(value: Any, what: str) -> Any:
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{what} of an activation store must be JSON with finite numbers: {error}"
-        ) from error
+        raise ConfigError(f"{what} of an activation store must be JSON with finite numbers: {error}") from error
 
 
 def create_folder(path: Path, header: dict[str, Any]) -> None:
@@ -119,9 +117,7 @@ def read_header(path: Path) -> dict[str, Any]:
         header = json.loads((path / HEADER).read_text())["attributes"]
         version = header["jaxdiff_store"]
     except (ValueError, KeyError, TypeError) as error:
-        raise MissingDataError(
-            f"{path / HEADER} does not describe an activation store ({error!r})"
-        ) from error
+        raise MissingDataError(f"{path / HEADER} does not describe an activation store ({error!r})") from error
     if version != FORMAT:
         raise ConfigError(f"{path} is an activation store of format {version}; this version reads {FORMAT}")
     return header

@@ -86,9 +86,7 @@ class Index:
     def append(self, entries: list[dict[str, Any]]) -> None:
         """Append and sync one line an entry; after any failure the file is as it was before."""
         assert self._descriptor is not None, "the index was opened for reading"
-        data = memoryview(
-            "".join(json.dumps(e, sort_keys=True, allow_nan=False) + "\n" for e in entries).encode()
-        )
+        data = memoryview("".join(json.dumps(e, sort_keys=True, allow_nan=False) + "\n" for e in entries).encode())
         written = 0
         try:
             while written < len(data):
@@ -112,8 +110,7 @@ class Index:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"{self.path.parent} is being written by another process: wait for it, or choose another "
-                "folder"
+                f"{self.path.parent} is being written by another process: wait for it, or choose another folder"
             ) from error
         except OSError:
             pass  # some network file systems have no locks; the lock only guards against a user's slip

@@ -46,13 +46,9 @@ class Layout:
         if self.dtype not in DTYPES:
             raise ConfigError(f"array {self.name!r} is {self.dtype}; a store holds {', '.join(DTYPES)}")
         if len(self.shape) < 3 or min(self.shape) < 1:
-            raise ConfigError(
-                f"array {self.name!r} needs the shape [clips, slots, rows, ...], got {self.shape}"
-            )
+            raise ConfigError(f"array {self.name!r} needs the shape [clips, slots, rows, ...], got {self.shape}")
         if len(self.rows) != self.shape[2]:
-            raise ConfigError(
-                f"array {self.name!r} has {self.shape[2]} rows, but {len(self.rows)} row labels"
-            )
+            raise ConfigError(f"array {self.name!r} has {self.shape[2]} rows, but {len(self.rows)} row labels")
 
     @functools.cached_property
     def numpy_dtype(self) -> np.dtype:

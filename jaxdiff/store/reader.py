@@ -87,9 +87,7 @@ class StoreReader:
         entries = self._entries()
         return {clip: entries[clip]["record"] for clip in sorted(entries)}
 
-    def read(
-        self, name: str, clips: Sequence[int] | None = None, slots: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def read(self, name: str, clips: Sequence[int] | None = None, slots: Sequence[int] | None = None) -> np.ndarray:
         """Read ``[n, slots, rows, ...]`` of committed clips, in the order asked for.
 
         Parameters

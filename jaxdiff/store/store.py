@@ -150,9 +150,7 @@ class ActivationStore(StoreReader):
         self._begin(ids)
         self._streaming = True
         sharding = NamedSharding(mesh, PartitionSpec(DATA))
-        return StoreSink(
-            jax.make_array_from_callback(ids.shape, sharding, lambda i: ids[i]), self._receiver, mesh
-        )
+        return StoreSink(jax.make_array_from_callback(ids.shape, sharding, lambda i: ids[i]), self._receiver, mesh)
 
     def write(self, clip_ids: Any, arrays: Mapping[str, Any]) -> None:
         """Queue all slots of the clips ``clip_ids [B]`` (-1: padding).
@@ -254,9 +252,7 @@ class ActivationStore(StoreReader):
     def __enter__(self) -> "ActivationStore":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         self.close()
         if isinstance(error, Exception) and error is not self._writer.failure:
             self.check()

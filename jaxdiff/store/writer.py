@@ -138,9 +138,7 @@ class Writer:
 def describe(error: BaseException, what: str, where: Any, finished: int) -> StoreWriteError:
     """The error that reaches the user for a failed write of `what`."""
     number = system_errno(error)
-    advice = (
-        "free some space, then run" if number in (errno.ENOSPC, errno.EDQUOT) else "repair that, then run"
-    )
+    advice = "free some space, then run" if number in (errno.ENOSPC, errno.EDQUOT) else "repair that, then run"
     message = (
         f"{os.strerror(number)}: writing {what} in {where} failed; the {finished} finished clips are intact: "
         f"{advice} the same command again to continue"

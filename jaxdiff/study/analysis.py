@@ -1,13 +1,13 @@
 """Features and labels in, answers out: every source probed under both protocols, against chance and controls."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdiff import probes
 from jaxdiff.data.clip import Clip
+from jaxdiff.probes.controls import shuffle_labels
+from jaxdiff.probes.cross_validation import NestedResult, nested_cross_validate
 from jaxdiff.progress import progress
 from jaxdiff.study.features import Candidate, Features
 
@@ -67,23 +67,16 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A source's result under the corrected protocol.
-
-    predictions : float64 [repeats, n], out-of-fold margins; positive means possible.
-    chosen : per outer fold, (array name, candidate, penalty).
-    cells : array name -> accuracy, low, high of every candidate, each [candidates], penalty chosen inside.
-    """
+    """A source and its result under the corrected protocol."""
 
     source: Source
-    accuracy: float
-    interval: tuple[float, float]
-    predictions: np.ndarray
-    chosen: tuple[tuple[str, Candidate, float], ...]
-    cells: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    result: NestedResult
 
-    def correct(self, labels: Labels) -> np.ndarray:
-        """Share of repeats in which each clip was told right, [n]."""
-        return ((self.predictions > 0) == labels.possible).mean(0)
+    @property
+    def chosen(self) -> tuple[tuple[str, Candidate, float], ...]:
+        """Per repeat and outer fold: array, candidate and penalty that the inner folds chose."""
+        candidates = self.source.features.candidates
+        return tuple((c.name, candidates[c.name][c.candidate], c.penalty) for c in self.result.chosen)
 
 
 def analyse(sources: Sequence[Source], labels: Labels, protocol: Protocol) -> dict[str, Answer]:
@@ -91,23 +84,20 @@ def analyse(sources: Sequence[Source], labels: Labels, protocol: Protocol) -> di
     answers = {}
     with progress("probe", len(sources), unit="sources") as task:
         for source in sources:
-            answers[source.key] = _answer(source, labels, protocol)
+            y = labels.possible
+            if source.shuffled:
+                y = shuffle_labels(y, labels.groups, seed=protocol.seed)
+            result = nested_cross_validate(
+                source.features.arrays,
+                y,
+                labels.groups,
+                penalties=protocol.penalties,
+                outer=protocol.outer,
+                inner=protocol.inner,
+                repeats=protocol.repeats,
+                seed=protocol.seed,
+                strata=labels.categories,
+            )
+            answers[source.key] = Answer(source, result)
             task.advance()
     return answers
-
-
-def _answer(source: Source, labels: Labels, protocol: Protocol) -> Answer:
-    y: Any = labels.possible
-    if source.shuffled:
-        y = probes.shuffle_within_groups(y, labels.groups, seed=protocol.seed)
-    result = probes.nested_cross_validate(
-        source.features.arrays,
-        y,
-        labels.groups,
-        penalties=protocol.penalties,
-        outer=protocol.outer,
-        inner=protocol.inner,
-        repeats=protocol.repeats,
-        seed=protocol.seed,
-    )
-    return result

@@ -34,9 +34,7 @@ class Features:
     candidates: dict[str, tuple[Candidate, ...]]
 
     def only(self, names: Sequence[str]) -> "Features":
-        return Features(
-            {name: self.arrays[name] for name in names}, {name: self.candidates[name] for name in names}
-        )
+        return Features({name: self.arrays[name] for name in names}, {name: self.candidates[name] for name in names})
 
 
 def stored_features(store: ActivationStore, clips: Sequence[int]) -> Features:
@@ -64,5 +62,5 @@ def input_features(table: dict[str, np.ndarray], prefix: str) -> Features:
     names = [name for name in table if name.startswith(prefix)]
     return Features(
         {name: table[name][None] for name in names},
-        {name: (Candidate(*name.split(".", 1), -1, 0, 0.0),) for name in names},
+        {name: (Candidate(name.partition(".")[0], name.partition(".")[2], -1, 0, 0.0),) for name in names},
     )

@@ -142,5 +142,3 @@ def _noised(pipeline, latents, cond, levels, key, *, taps):
 def surprise(store: ActivationStore) -> np.ndarray:
     """Denoising loss of every clip at every level: float64 [clips, sigmas]."""
     return np.array([record["surprise"] for _, record in sorted(store.records().items())])
-
-

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -178,10 +177,16 @@ def measure(
                 sampling=reading.sampling,
                 stride=reading.stride,
             )
-            latents = pipeline.encode(video[None])
+            latents = pipeline.encode(jnp.asarray(video[None]))
             middle = reading.steps // 2
             trajectory = invert(
-                pipeline, latents, cond, steps=reading.steps, solver=reading.solver, taps=(tap,), capture_at=(middle,)
+                pipeline,
+                latents,
+                cond,
+                steps=reading.steps,
+                solver=reading.solver,
+                taps=(tap,),
+                capture_at=(middle,),
             )
             sigma = float(trajectory.capture_sigmas[0])
             maps.append(np.asarray(trajectory.captured["map"])[0, :, 0])
@@ -193,9 +198,7 @@ def measure(
             source = video.astype(np.float32) / 127.5 - 1.0
             rows["psnr"].append(psnr(source, decoded))
             rows["vae"].append(psnr(source, plain))
-            converged = fidelity.self_convergence(
-                pipeline, latents, cond, steps=reading.steps, solver=reading.solver
-            )
+            converged = fidelity.self_convergence(pipeline, latents, cond, steps=reading.steps, solver=reading.solver)
             rows["convergence"].append([float(converged[f"self_convergence_{k}"][0]) for k in ("mean", "worst", "end")])
             views.append(ClipView(clip.name, video, decoded, psnr=rows["psnr"][-1]))
             task.advance()
@@ -206,7 +209,12 @@ def measure(
         autoencoder=np.array(rows["vae"]),
         latent_error=np.array(rows["latent"]),
         noise=tuple(
-            Measure(f"self-convergence, {name}", float(np.median(convergence[:, i])), 0.0, "relative rms, N against 2N steps")
+            Measure(
+                f"self-convergence, {name}",
+                float(np.median(convergence[:, i])),
+                0.0,
+                "relative rms, N against 2N steps",
+            )
             for i, name in enumerate(names)
         ),
         note=f"Measured on {len(clips)} clips. Round trip: inverted, then sampled back by Euler on the reversed grid.",
@@ -244,5 +252,3 @@ def summary(measured: Fidelity) -> dict[str, Any]:
     }
     medians = {name: float(f"{np.median(v):.6g}") for name, v in arrays.items() if v is not None and len(v)}
     return medians | {m.name: float(f"{m.value:.6g}") for m in measured.noise}
-
-

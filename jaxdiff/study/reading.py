@@ -139,7 +139,7 @@ def invert_clips(
     taps = reading.tap_objects()
     pipeline = replicate(pipeline, mesh)
     cond = replicate(cond, mesh)
-    walk = {
+    walk: dict[str, Any] = {
         "steps": reading.steps,
         "solver": reading.solver,
         "capture_sigmas": reading.capture_sigmas,
@@ -183,7 +183,7 @@ def _without(error: DivergedError, ids, clips, diverged, skip):
         raise DivergedError(
             f"{', '.join(names)}: {error}", error.clips, error.step, error.sigma, error.trajectory
         ) from error
-    diverged.update({name: f"not finite at step {error.step}" for name in names})
+    diverged.update(dict.fromkeys(names, f"not finite at step {error.step}"))
     ids[error.clips] = PADDING
     return error.trajectory
 
@@ -224,10 +224,8 @@ def open_store(
         clips=len(clips),
         names=[clip.name for clip in clips],
         slots=len(places["sigmas"]),
-        specs={
-            name: jax.ShapeDtypeStruct((s.shape[0], *s.shape[2:]), s.dtype) for name, s in shapes.items()
-        },
-        rows={tap.name: tap.rows(layers) for tap in taps},
+        specs={name: jax.ShapeDtypeStruct((s.shape[0], *s.shape[2:]), s.dtype) for name, s in shapes.items()},
+        rows={str(tap.name): tap.rows(layers) for tap in taps},
         metadata={**(metadata or {}), **places, "reading": dataclasses.asdict(reading)},
     )
 

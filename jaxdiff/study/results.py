@@ -22,34 +22,35 @@ KINDS = {"trained": "states", "structureless": "null", "untrained": "null"}
 AIM_ACCURACY, AIM_GAP = 0.62, 0.08
 
 
-def estimate(values: np.ndarray, labels: Labels, seed: int) -> Estimate:
-    """Mean of per-clip values with its 95 % interval, a bootstrap over scenes."""
-    low, high = statistics.cluster_bootstrap(values, labels.groups, seed=seed)
-    return Estimate(float(values.mean()), low, high)
+def _estimate(value: float, interval) -> Estimate:
+    return Estimate(float(value), *map(float, interval))
 
 
-def paired_gap(answer: Answer, other: Answer, labels: Labels, seed: int) -> Estimate:
+def _pairwise(answer: Answer) -> Estimate | None:
+    value, interval = answer.result.pairwise, answer.result.pairwise_interval
+    return None if value is None else _estimate(value, interval)
+
+
+def paired_gap(answer: Answer, other: Answer, seed: int) -> Estimate:
     """Accuracy of `answer` minus that of `other`, paired over scenes."""
-    return estimate(answer.correct(labels) - other.correct(labels), labels, seed)
-
-
-def pairwise(answer: Answer, labels: Labels, seed: int) -> Estimate:
-    """Share of (possible, impossible) pairs of a scene that the margins rank right, ties one half."""
-    value, low, high = statistics.pairwise_estimate(
-        answer.predictions.mean(0), answer.targets(labels), labels.groups, seed=seed
-    )
-    return Estimate(value, low, high)
+    a, b = answer.result, other.result
+    return _estimate(*statistics.paired_difference(a.hits, b.hits, a.groups, seed=seed))
 
 
 def pairwise_surprise(losses: np.ndarray, labels: Labels, seed: int) -> list[Estimate]:
-    """The same for a denoising loss [n, sigmas]: the impossible clip should have the higher one."""
-    found = [
-        statistics.pairwise_estimate(-column, labels.possible, labels.groups, seed=seed) for column in losses.T
+    """Share of (possible, impossible) pairs of a scene in which the impossible clip has the higher denoising loss,
+    ties one half, for a loss [n, sigmas]."""
+    y, groups = labels.possible, labels.groups
+    return [
+        _estimate(
+            statistics.pairwise_accuracy(-column, y, groups),
+            statistics.pairwise_interval(-column, y, groups, seed=seed),
+        )
+        for column in losses.T
     ]
-    return [Estimate(*values) for values in found]
 
 
-def rows(answers: Mapping[str, Answer], labels: Labels, seed: int) -> tuple[Row, ...]:
+def rows(answers: Mapping[str, Answer], seed: int) -> tuple[Row, ...]:
     """The headline table."""
     states = answers["states"]
     table = []
@@ -58,10 +59,10 @@ def rows(answers: Mapping[str, Answer], labels: Labels, seed: int) -> tuple[Row,
             Row(
                 key,
                 answer.source.name,
-                Estimate(answer.accuracy, *answer.interval),
+                _estimate(answer.result.accuracy, answer.result.interval),
                 answer.source.kind,
-                pairwise=pairwise(answer, labels, seed),
-                gap=None if key == "states" else paired_gap(states, answer, labels, seed),
+                pairwise=_pairwise(answer),
+                gap=None if key == "states" else paired_gap(states, answer, seed),
                 note=answer.source.note,
             )
         )
@@ -92,16 +93,17 @@ def grids(answers: Mapping[str, Answer], sigmas: Sequence[float]) -> tuple[Grid,
         if key not in answers:
             continue
         answer = answers[key]
-        name = next((n for n in answer.cells if n.endswith(".mean")), next(iter(answer.cells)))
+        arrays = answer.source.features.arrays
+        name = next((n for n in arrays if n.endswith(".mean")), next(iter(arrays)))
         candidates = answer.source.features.candidates[name]
         blocks = sorted({c.block for c in candidates})
         shape = (len(blocks), len(sigmas))
-        values = [np.asarray(part).reshape(shape) for part in answer.cells[name]]
+        values = [part.reshape(shape) for part in _cells(answer, name)]
         labels = tuple(str(b) for b in blocks)
         inputs = 0
         if key == "states" and "input" in answers:
-            entering = answers["input"].cells[name.replace("block_out", "input")]
-            values = [np.concatenate([np.asarray(e)[None], v]) for e, v in zip(entering, values, strict=True)]
+            entering = _cells(answers["input"], name.replace("block_out", "input"))
+            values = [np.concatenate([e[None], v]) for e, v in zip(entering, values, strict=True)]
             labels, inputs = ("x_sigma", *labels), 1
         model = answer.source.model
         chosen: dict[tuple[int, int], int] = {}
@@ -125,19 +127,28 @@ def grids(answers: Mapping[str, Answer], sigmas: Sequence[float]) -> tuple[Grid,
     return tuple(made)
 
 
+def _cells(answer: Answer, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Accuracy, low and high of every candidate of an array."""
+    interval = answer.result.grid_interval[name]
+    return answer.result.grid[name], interval[:, 0], interval[:, 1]
+
+
 def by_category(answers: Mapping[str, Answer], labels: Labels, seed: int) -> tuple[Group, ...]:
     """Accuracy within each category, from the same out-of-fold predictions."""
-    groups = []
-    for category in sorted(set(labels.categories.tolist())):
-        inside = labels.categories == category
-        part = Labels(labels.possible[inside], labels.groups[inside], labels.categories[inside])
-        values = {
-            key: estimate(answer.correct(labels)[inside], part, seed)
-            for key, answer in answers.items()
-            if answer.source.kind != "comparison"
-        }
-        groups.append(Group(CATEGORY_NAMES.get(category, category), values))
-    return tuple(groups)
+    found = {
+        key: statistics.by_category(
+            answer.result.predictions, answer.result.labels, labels.groups, labels.categories, seed=seed
+        )
+        for key, answer in answers.items()
+        if answer.source.kind != "comparison"
+    }
+    return tuple(
+        Group(
+            CATEGORY_NAMES.get(category, category),
+            {key: _estimate(*table[category]) for key, table in found.items()},
+        )
+        for category in sorted(set(labels.categories.tolist()))
+    )
 
 
 def report_study(
@@ -148,7 +159,7 @@ def report_study(
     seed: int,
 ) -> Study:
     """Everything of the report that follows from the numbers."""
-    table = rows(answers, labels, seed)
+    table = rows(answers, seed)
     curves = []
     for model, loss in losses.items():
         points = pairwise_surprise(loss, labels, seed)
@@ -185,7 +196,7 @@ def result_json(
     seed: int,
 ) -> dict[str, Any]:
     """The part of result.json that the probes determine."""
-    table = rows(answers, labels, seed)
+    table = rows(answers, seed)
     study = Study(title="", rows=table, chance=CHANCE)
     at = int(np.argmin(np.abs(np.asarray(sigmas) - 0.7)))
     result: dict[str, Any] = {
@@ -214,15 +225,19 @@ def csv_rows(
     lines: list[dict[str, Any]] = []
     for answer in answers.values():
         source = answer.source
-        base = {**common, "protocol": "corrected", "model": source.model, "source": source.key, "metric": "accuracy"}
-        low, high = answer.interval
-        lines.append({**base, "value": answer.accuracy, "low": low, "high": high})
+        base = {
+            **common,
+            "protocol": "corrected",
+            "model": source.model,
+            "source": source.key,
+            "metric": "accuracy",
+        }
+        low, high = answer.result.interval
+        lines.append({**base, "value": answer.result.accuracy, "low": low, "high": high})
         for fold, (_, candidate, penalty) in enumerate(answer.chosen):
             lines.append({**base, **_place(candidate), "metric": "chosen", "fold": fold, "penalty": penalty})
-        for name, (values, lows, highs) in answer.cells.items():
-            for candidate, value, low, high in zip(
-                source.features.candidates[name], values, lows, highs, strict=True
-            ):
+        for name, candidates in source.features.candidates.items():
+            for candidate, value, low, high in zip(candidates, *_cells(answer, name), strict=True):
                 lines.append({**base, **_place(candidate), "value": value, "low": low, "high": high})
     for model, loss in losses.items():
         for sigma, point in zip(sigmas, pairwise_surprise(loss, labels, 0), strict=True):

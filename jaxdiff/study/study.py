@@ -185,6 +185,7 @@ def load_models(config: StudyConfig) -> Models:
 
 
 def first_name(models: Models) -> str:
+    """The model itself, not a control."""
     return next(iter(models.pipelines))
 
 
@@ -235,7 +236,15 @@ def make_sources(
     main = next(iter(read))
     sources = [
         Source("states", "inverted states", "states", main, states(read[main]), "all blocks and noise levels"),
-        Source("shuffled", "shuffled labels", "null", main, states(read[main]), "labels permuted inside scenes", True),
+        Source(
+            "shuffled",
+            "shuffled labels",
+            "null",
+            main,
+            states(read[main]),
+            "labels permuted inside scenes",
+            True,
+        ),
     ]
     names = {"structureless": "structure-less model", "untrained": "untrained model, gates open"}
     for name in read:
@@ -259,12 +268,20 @@ def make_sources(
     if main in noised:
         features = states(stored_features(noised[main], range(len(kept))))
         sources.append(
-            Source("noised", "noised latents, no inversion", "comparison", main, features, "one forward pass per level")
+            Source(
+                "noised",
+                "noised latents, no inversion",
+                "comparison",
+                main,
+                features,
+                "one forward pass per level",
+            )
         )
     return sources
 
 
 def facts(config: StudyConfig, clips: Sequence[Clip], labels: Labels) -> dict[str, str]:
+    """The small facts under the report's heading."""
     scenes = len(set(labels.groups.tolist()))
     return {
         "clips": f"{len(clips)} of {scenes} scenes",
@@ -275,6 +292,7 @@ def facts(config: StudyConfig, clips: Sequence[Clip], labels: Labels) -> dict[st
 
 
 def notes(config: StudyConfig) -> tuple[str, ...]:
+    """What a reader must know before believing a number."""
     told = [text_note(config.prompt, config.text_embeddings)]
     if config.model == NANO and config.text_embeddings is None and not config.prompt:
         told = ["prompt: empty, which the nano model was trained to see as one zero token"]
@@ -294,5 +312,3 @@ def headline(entries: dict[str, Any], workdir: Path) -> str:
         band = "" if entry["low"] is None else f"  ({100 * entry['low']:.1f}-{100 * entry['high']:.1f})"
         lines.append(f"{key:>14}  {100 * entry['value']:5.1f} %{band}")
     return "\n".join([*lines, f"-> {workdir / 'report.html'}"])
-
-

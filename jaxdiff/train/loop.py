@@ -43,9 +43,7 @@ class Recipe:
         return self.learning_rate * jnp.minimum(jnp.minimum((step + 1) / max(1, self.warmup), 1.0), left)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "ema", "opt_state"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "ema", "opt_state"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything a run needs to continue: step (int32 scalar), weights, their moving average, optimiser state."""

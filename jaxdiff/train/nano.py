@@ -13,8 +13,8 @@ from jaxdiff.data.worlds import prompts
 from jaxdiff.data.worlds.clips import STRUCTURES
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan import WanTransformer, WanTransformerConfig, WanVAE, WanVAEConfig
-from jaxdiff.train.losses import autoencoder_loss, flow_matching_loss
 from jaxdiff.train.loop import Recipe, TrainState, fit
+from jaxdiff.train.losses import autoencoder_loss, flow_matching_loss
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -23,43 +23,67 @@ _HELD_OUT, _LATENTS = 1_000_003, 2_000_003
 
 
 @dataclasses.dataclass(frozen=True)
-class VAETraining:
-    """How the nano VAE is trained: on plausible and independent clips half and half, so that it favours neither.
+class Stage:
+    """One stretch of a VAE's training: pieces of `crop` x `crop` pixels and the first `frames` frames, `batch` a step."""
 
-    Training sees random squares of `crop` pixels over the whole length of a clip: the network is convolutional, and four
-    times as many steps fit into the time.
-    """
+    recipe: Recipe
+    batch: int
+    crop: int
+    frames: int
+
+
+# Many small pieces first, because a scene's colours are the same all over it: what is scarce is scenes, not pixels.
+# Then larger ones over the whole length, for what only shows there.
+_STAGES = (
+    Stage(Recipe(steps=1600, learning_rate=2.5e-3, decay=0.5, ema=0.99), batch=40, crop=8, frames=5),
+    Stage(Recipe(steps=1200, learning_rate=1e-3, decay=0.7, ema=0.99), batch=4, crop=16, frames=17),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETraining:
+    """How the nano VAE is trained: on plausible and independent clips half and half, so that it favours neither."""
 
     model: WanVAEConfig = dataclasses.field(default_factory=WanVAEConfig.nano)
     world: worlds.WorldConfig = dataclasses.field(default_factory=worlds.WorldConfig)
-    recipe: Recipe = dataclasses.field(
-        default_factory=lambda: Recipe(steps=3500, learning_rate=2.5e-3, decay=0.5, ema=0.99)
-    )
-    batch: int = 4
-    crop: int = 16
+    stages: tuple[Stage, ...] = _STAGES
+    seed: int = 0
     kl_weight: float = 1e-6
     held_out: int = 128
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.recipe.steps for stage in self.stages)
 
 
 def train_vae(
     config: VAETraining, workdir: Path | None = None, report: Report = lambda step, metrics: None
 ) -> tuple[Network, dict[str, float]]:
-    """Train the VAE; then measure the latents' mean and standard deviation per channel and write them into its config.
+    """Train the VAE; then measure the latents' mean and standard deviation per channel, which go into its config.
 
     Returns
     -------
     network : the averaged weights
     measured : "psnr" in dB (peak 2, mean over held-out clips of each structure) and "clips"
     """
-    start = Network.init(WanVAE, config.model, config.recipe.seed)
+    start = Network.init(WanVAE, config.model, config.seed)
+    params, done = start.params, 0
+    for number, stage in enumerate(config.stages):
 
-    def loss(params, data, key):
-        data_key, crop_key, key = jax.random.split(key, 3)
-        video = _cropped(crop_key, _mixed(data_key, config.world, config.batch), config.crop)
-        return autoencoder_loss(start.replace(params), video, key, kl_weight=config.kl_weight)
+        def loss(params, data, key, stage=stage):
+            data_key, crop_key, key = jax.random.split(key, 3)
+            video = _cropped(crop_key, _mixed(data_key, config.world, stage.batch), stage.crop)[:, : stage.frames]
+            return autoencoder_loss(start.replace(params), video, key, kl_weight=config.kl_weight)
 
-    state = fit(loss, start.params, config.recipe, (), workdir=workdir, report=report)
-    return _measure(start.replace(state.ema), config)
+        def counted(step, metrics, done=done):
+            report(done + step, metrics)
+
+        recipe = dataclasses.replace(stage.recipe, seed=1000 * config.seed + number)
+        folder = None if workdir is None else workdir / f"stage{number}"
+        params = fit(loss, params, recipe, (), workdir=folder, report=counted).ema
+        done += recipe.steps
+    return _measure(start.replace(params), config)
 
 
 def _mixed(key, world, batch):
@@ -79,29 +103,27 @@ def _cropped(key, video, size):
     return jax.vmap(one)(video, jax.random.split(key, len(video)))
 
 
-def _measure(network: Network, config: VAETraining):
+def _measure(network: Network, config: VAETraining, batch: int = 8):
     @jax.jit
     def one(network, key):
-        video = _mixed(key, config.world, config.batch)
+        video = _mixed(key, config.world, batch)
         module = network.bind()
         mean = jnp.split(module.encode(video), 2, axis=-1)[0]
         error = jnp.mean(jnp.square(module.decode(mean) - video), axis=(1, 2, 3, 4))
         axes = (0, 1, 2, 3)
         return mean.mean(axes), jnp.mean(jnp.square(mean), axes), 10.0 * jnp.log10(4.0 / error)
 
-    batches = -(-config.held_out // config.batch)
-    first = jax.random.key(_HELD_OUT + config.recipe.seed)
-    means, squares, psnr = zip(
-        *(one(network, jax.random.fold_in(first, i)) for i in range(batches)), strict=True
-    )
+    batches = -(-config.held_out // batch)
+    first = jax.random.key(_HELD_OUT + config.seed)
+    means, squares, psnr = zip(*(one(network, jax.random.fold_in(first, i)) for i in range(batches)), strict=True)
     mean = np.mean(means, 0, dtype=np.float64)
     std = np.sqrt(np.mean(squares, 0, dtype=np.float64) - mean**2)
     model = dataclasses.replace(
         config.model,
-        latents_mean=tuple(round(float(m), 6) for m in mean),
-        latents_std=tuple(round(float(s), 6) for s in std),
+        latents_mean=tuple(np.round(mean, 6).tolist()),
+        latents_std=tuple(np.round(std, 6).tolist()),
     )
-    measured = {"psnr": float(np.mean(psnr)), "clips": batches * config.batch}
+    measured = {"psnr": float(np.mean(psnr)), "clips": batches * batch}
     return Network(WanVAE, model, network.params), measured
 
 

@@ -42,9 +42,7 @@ def test_what_is_written_is_read_back_losslessly(written):
     assert len(clips) == 3 * SCENES * 4
     for q, group in zip(made(), np.reshape(np.array(clips, object), (-1, 4)), strict=True):
         for run, clip in enumerate(group):
-            np.testing.assert_array_equal(
-                read_video(clip.path, CONFIG.frames, CONFIG.size), q.frames.video[run]
-            )
+            np.testing.assert_array_equal(read_video(clip.path, CONFIG.frames, CONFIG.size), q.frames.video[run])
             assert clip.possible is bool(q.possible[run])
             assert clip.group == f"{q.category}/{q.scene + 1:02d}"
             assert clip.category == q.category
@@ -58,9 +56,7 @@ def test_depth_masks_and_trajectories_are_written_as_intphys_has_them(written):
             assert len(status["frames"]) == CONFIG.frames
             for f in (0, CONFIG.switch, CONFIG.frames - 1):
                 depth = np.asarray(Image.open(folder / "depth" / f"depth_{f + 1:03d}.png")).astype(np.int64)
-                np.testing.assert_allclose(
-                    65535 - depth, q.frames.depth[run, f], atol=0.51
-                )  # whole millimetres
+                np.testing.assert_allclose(65535 - depth, q.frames.depth[run, f], atol=0.51)  # whole millimetres
                 masks = np.asarray(Image.open(folder / "masks" / f"masks_{f + 1:03d}.png"))
                 for value, layer in enumerate(LAYERS):
                     np.testing.assert_array_equal(
@@ -126,9 +122,7 @@ def test_the_label_comes_from_status_json_alone(world):
     labels = [c.possible for c in load_intphys(world)[:4]]
     for run in runs:
         status = json.loads((run / "status.json").read_text())
-        (run / "status.json").write_text(
-            json.dumps({"header": {"is_possible": not status["header"]["is_possible"]}})
-        )
+        (run / "status.json").write_text(json.dumps({"header": {"is_possible": not status["header"]["is_possible"]}}))
     assert [c.possible for c in load_intphys(world)[:4]] == [not v for v in labels]
 
 

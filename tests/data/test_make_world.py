@@ -22,9 +22,7 @@ def make_world(*flags):
 
 
 def test_it_writes_what_the_loader_reads(tmp_path):
-    done = make_world(
-        "--layout=intphys", f"--out={tmp_path}/w", "--scenes=1", "--seed=3", "--nodepth", "--nomasks"
-    )
+    done = make_world("--layout=intphys", f"--out={tmp_path}/w", "--scenes=1", "--seed=3", "--nodepth", "--nomasks")
     assert done.returncode == 0, done.stderr
     assert "12 clips of 17 frames" in done.stdout
     assert len(list(tmp_path.rglob("scene_*.png"))) == 3 * 4 * 17

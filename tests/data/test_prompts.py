@@ -11,9 +11,7 @@ from jaxdiff.errors import ConfigError
 def test_word_vectors_are_orthogonal_and_of_unit_mean_square():
     for dim in (len(prompts.WORDS) + 1, 64):
         vectors = prompts.table(dim).astype(np.float64)
-        np.testing.assert_allclose(
-            vectors @ vectors.T / dim, np.eye(len(prompts.WORDS)), atol=1e-6
-        )  # float32 table
+        np.testing.assert_allclose(vectors @ vectors.T / dim, np.eye(len(prompts.WORDS)), atol=1e-6)  # float32 table
 
 
 def test_prompts_say_what_the_clip_shows():
@@ -32,9 +30,7 @@ def test_prompts_say_what_the_clip_shows():
 
 def test_a_written_prompt_and_its_indices_embed_alike():
     indices = [prompts.WORDS.index(w) for w in ("cyan", "triangle", "hops-left")]
-    np.testing.assert_array_equal(
-        prompts.encode("Cyan triangle hops-left", 32), prompts.embed(np.array(indices), 32)
-    )
+    np.testing.assert_array_equal(prompts.encode("Cyan triangle hops-left", 32), prompts.embed(np.array(indices), 32))
 
 
 def test_the_empty_prompt_is_one_zero_token():

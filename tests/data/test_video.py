@@ -122,9 +122,7 @@ def test_a_clip_filmed_sideways_is_turned_upright(tmp_path):
     at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of other fields
     assert struct.unpack_from(">9i", data, at) == (one, 0, 0, 0, one, 0, 0, 0, 0x40000000)
     upright = read_video(path)
-    struct.pack_into(
-        ">9i", data, at, 0, one, 0, -one, 0, 0, 0, 0, 0x40000000
-    )  # right goes down, down goes left
+    struct.pack_into(">9i", data, at, 0, one, 0, -one, 0, 0, 0, 0, 0x40000000)  # right goes down, down goes left
     path.write_bytes(data)
     np.testing.assert_array_equal(read_video(path), np.rot90(upright, -1, axes=(1, 2)))
 

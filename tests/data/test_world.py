@@ -92,18 +92,14 @@ def test_zero_is_the_optimum_of_a_logistic_fit_on_the_pixels(scenes):
         clips = clips.reshape(-1, CONFIG.frames, CONFIG.size**2 * 3)
         return (clips[:, t - 5] * clips[:, t + 4]).sum(1)
 
-    gaps = [
-        product(by_class(q)[0]).sum() - product(by_class(q)[1]).sum() for q in scenes if q.category != "O3"
-    ]
+    gaps = [product(by_class(q)[0]).sum() - product(by_class(q)[1]).sum() for q in scenes if q.category != "O3"]
     assert np.mean(np.array(gaps) > 0) > 0.9
 
 
 # ------------------------------------------------------------------------------------------- what can be seen
 
 
-@pytest.mark.parametrize(
-    "config", [CONFIG, WorldConfig(size=48), WorldConfig(frames=9), WorldConfig(frames=13)]
-)
+@pytest.mark.parametrize("config", [CONFIG, WorldConfig(size=48), WorldConfig(frames=9), WorldConfig(frames=13)])
 def test_the_thing_is_hidden_around_the_switch_and_seen_long_before_and_after(config):
     assert config.switch % 4 == 1  # latent frames are {0}, {1..4}, {5..8}, ...
     hidden = list(config.hidden)
@@ -111,9 +107,7 @@ def test_the_thing_is_hidden_around_the_switch_and_seen_long_before_and_after(co
     assert config.switch in hidden
     for q in quadruplets(config, 3, 6):
         video, shown = q.frames.video, q.frames.visibility
-        assert (
-            video[:, hidden] == video[:1, hidden]
-        ).all()  # all four clips show the same: not a pixel peeks out
+        assert (video[:, hidden] == video[:1, hidden]).all()  # all four clips show the same: not a pixel peeks out
         assert not shown[:, hidden].any()
         for run in range(4):
             before, after = (bool(q.things[i].present) for i in q.parts[run])
@@ -158,13 +152,9 @@ def test_ground_truth_agrees_with_the_pictures(scenes):
                 assert seen.any() == bool(thing.present)
                 centre, r = q.frames.positions[run, f], float(thing.radius)
                 inside = (np.abs(centre - 0.5) < 0.5 - r - 0.02).all()
-                if (
-                    thing.present and inside and thing.shape < 2
-                ):  # a triangle's centroid is not the centre of its box
+                if thing.present and inside and thing.shape < 2:  # a triangle's centroid is not the centre of its box
                     # a square's edges snap to whole pixels, which moves its mean by up to half a pixel
-                    np.testing.assert_allclose(
-                        [x[seen].mean(), y[seen].mean()], centre, atol=0.5 / CONFIG.size
-                    )
+                    np.testing.assert_allclose([x[seen].mean(), y[seen].mean()], centre, atol=0.5 / CONFIG.size)
                     checked += 1
                     if not q.stage.distractor.present:
                         assert depth[f][seen].max() < depth[f][masks[f] == LAYERS.index("wall")].min()
@@ -184,9 +174,7 @@ def test_a_seed_determines_every_scene_whatever_is_drawn_beside_it(scenes):
         chex.assert_trees_all_equal(ours.frames, theirs.frames)
         np.testing.assert_array_equal(ours.parts, theirs.parts)
     (later,) = quadruplets(CONFIG, 0, 1, ("O2",), start=17)
-    np.testing.assert_array_equal(
-        later.frames.video, [q for q in scenes if q.category == "O2"][17].frames.video
-    )
+    np.testing.assert_array_equal(later.frames.video, [q for q in scenes if q.category == "O2"][17].frames.video)
     (other,) = quadruplets(CONFIG, 1, 1, ("O2",))
     assert (other.frames.video != again[0].frames.video).any()
 

@@ -60,8 +60,7 @@ GRIDS = {
 
 def error(got, want):
     return max(
-        float(np.abs(np.asarray(a) - b).max())
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+        float(np.abs(np.asarray(a) - b).max()) for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     )
 
 

@@ -48,9 +48,7 @@ def case(request, tmp_path_factory):
 
 @jax.jit
 def evaluate(pipeline, latents, timestep, text):
-    return pipeline.family.denoise(
-        pipeline.transformer, latents, timestep, jaxdiff.Conditioning(text=text), taps=TAPS
-    )
+    return pipeline.family.denoise(pipeline.transformer, latents, timestep, jaxdiff.Conditioning(text=text), taps=TAPS)
 
 
 def test_denoise_equals_diffusers(case):
@@ -71,9 +69,7 @@ def test_every_block_and_every_site_in_it_equals_diffusers(case):
 
 def test_a_sharded_folder_loads_the_same_weights(case, tmp_path):
     folder, _, _ = case
-    transformer = WanTransformer3DModel.from_config(
-        json.loads((folder / "transformer/config.json").read_text())
-    )
+    transformer = WanTransformer3DModel.from_config(json.loads((folder / "transformer/config.json").read_text()))
     transformer.load_state_dict(
         {n: torch.from_numpy(v) for n, v in load_file(folder / "transformer" / FILE).items()}, strict=True
     )
@@ -109,9 +105,7 @@ def test_bfloat16_is_as_close_to_float32_as_the_reference_in_bfloat16(tmp_path):
         return np.sqrt(np.mean((np.asarray(x, np.float64) - truth) ** 2))
 
     assert 0 < rms(ours) <= 1.5 * rms(theirs)  # two independent roundings of the same size
-    dtypes = {
-        str(leaf.dtype) for leaf in jax.tree.leaves(pipeline.transformer.params["blocks"]["cross_norm"])
-    }
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(pipeline.transformer.params["blocks"]["cross_norm"])}
     assert dtypes == {"float32"}
 
 

@@ -55,9 +55,7 @@ def save_wan(folder: Path, transformer: WanTransformer3DModel, vae: AutoencoderK
 
 
 @torch.no_grad()
-def run_wan(
-    model: WanTransformer3DModel, latents, timestep, text
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run_wan(model: WanTransformer3DModel, latents, timestep, text) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The reference's output, channels last, and what leaves each site of each block, [L, B, S, D]."""
     sites: dict[str, list[np.ndarray]] = {}
 
@@ -85,6 +83,4 @@ def run_wan(
     )[0]
     for hook in hooks:
         hook.remove()
-    return output.float().permute(0, 2, 3, 4, 1).numpy(), {
-        site: np.stack(rows) for site, rows in sites.items()
-    }
+    return output.float().permute(0, 2, 3, 4, 1).numpy(), {site: np.stack(rows) for site, rows in sites.items()}

@@ -238,9 +238,7 @@ def test_a_component_that_is_not_understood_is_refused(folder, unread, changes, 
     assert "transformer/config.json" in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "name", ["model_index.json", "transformer/config.json", "scheduler/scheduler_config.json"]
-)
+@pytest.mark.parametrize("name", ["model_index.json", "transformer/config.json", "scheduler/scheduler_config.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_broken_json_file_is_named(folder, unread, name, content):
     (folder / name).write_bytes(content)
@@ -263,9 +261,7 @@ def test_a_missing_transformer_is_named(folder, unread):
 
 def test_a_component_that_the_index_declares_absent_is_not_read(folder, unread):
     edit(folder / "model_index.json", transformer=[None, None])
-    with pytest.raises(
-        CheckpointError, match=r"has no transformer/, or model_index\.json says that it is absent"
-    ):
+    with pytest.raises(CheckpointError, match=r"has no transformer/, or model_index\.json says that it is absent"):
         jaxdiff.load(folder)
 
 
@@ -310,9 +306,7 @@ def test_a_checkpoint_with_more_or_fewer_blocks_than_its_config_does_not_load(fo
 def test_truncated_weights_and_pickles_are_refused(folder, unread):
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[:-100])
-    with pytest.raises(
-        CheckpointError, match=rf"truncated.* {len(whole)} bytes, the file has {len(whole) - 100}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"truncated.* {len(whole)} bytes, the file has {len(whole) - 100}"):
         jaxdiff.load(folder)
     (folder / WEIGHTS).rename(folder / "transformer/diffusion_pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickles here"):

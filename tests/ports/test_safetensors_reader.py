@@ -125,9 +125,7 @@ def test_a_corrupt_file_is_refused_by_name_and_reason(tmp_path, content, message
 
 
 def test_shards_read_as_one_checkpoint(tmp_path):
-    shards = {
-        f"m-{i}.safetensors": {f"t{i}": some((2, i + 1), seed=i), f"u{i}": some(i + 1)} for i in range(3)
-    }
+    shards = {f"m-{i}.safetensors": {f"t{i}": some((2, i + 1), seed=i), f"u{i}": some(i + 1)} for i in range(3)}
     write_shards(tmp_path, shards)
     with Checkpoint(tmp_path) as reader:
         assert [file.name for file in reader.files] == sorted(shards)
@@ -211,9 +209,7 @@ def test_variants_stand_back_and_two_plain_files_are_ambiguous(tmp_path):
     save_file({"b": some(2)}, tmp_path / "model.safetensors")
     assert Checkpoint(tmp_path).names() == ("b",)
     save_file({"c": some(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"several sets of weights \(model\.safetensors, other\.safetensors\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"several sets of weights \(model\.safetensors, other\.safetensors\)"):
         Checkpoint(tmp_path)
 
 

@@ -96,9 +96,7 @@ def test_each_transform_is_inverted_exactly_and_knows_both_shapes(transform, tor
 def test_transforms_do_what_the_layers_need():
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal(4), rng.standard_normal((3, 4))
-    np.testing.assert_allclose(
-        x @ transforms.linear.forward(weight), weight @ x, rtol=1e-12
-    )  # float64 rounding
+    np.testing.assert_allclose(x @ transforms.linear.forward(weight), weight @ x, rtol=1e-12)  # float64 rounding
 
     # A convolution whose stride is its kernel sees each patch once: the sum over (C, t, h, w) is a product of
     # the patch, flattened channels-last, with the matrix.
@@ -169,10 +167,8 @@ def test_all_misfits_are_listed_together_before_any_weight_is_read(tmp_path, sta
     message = str(raised.value)
     assert f"{tmp_path}: the weights do not fit the model, 7 problem(s)" in message
     for line in (
-        "missing  blocks.1.ffn.weight (70, 37), for leaf blocks/mlp/kernel; "
-        "the checkpoint has blocks.1.ffn.wieght",
-        "extra    blocks.1.ffn.wieght (70, 37): this model has no place for it; "
-        "the model has blocks.1.ffn.weight",
+        "missing  blocks.1.ffn.weight (70, 37), for leaf blocks/mlp/kernel; the checkpoint has blocks.1.ffn.wieght",
+        "extra    blocks.1.ffn.wieght (70, 37): this model has no place for it; the model has blocks.1.ffn.weight",
         "extra    blocks.3.norm.weight (70,): this model has no place for it",
         "shape    proj.weight is (40, 24) in the checkpoint, (24, 40) in the model (out/kernel, linear)",
         "shape    down.0.conv.kernel is (4, 3, 2, 1) in the checkpoint, (5, 4, 3, 2, 1) in the model",
@@ -230,9 +226,7 @@ def test_saving_gives_back_the_very_tensors_that_were_loaded(tmp_path, state):
 
 def test_loading_gives_back_the_very_leaves_that_were_saved(tmp_path):
     rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), abstract(jnp.bfloat16)
-    )
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), abstract(jnp.bfloat16))
     save_params(params, TABLE, tmp_path / "model.safetensors")
     with Checkpoint(tmp_path) as reader:
         assert reader.dtype("proj.weight") == ml_dtypes.bfloat16
@@ -325,9 +319,7 @@ def test_one_sharding_serves_every_leaf(tmp_path, state):
 
 def test_a_spec_axis_that_the_mesh_lacks_is_replicated():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    assert all(
-        sharding.is_fully_replicated for sharding in jax.tree.leaves(partition_specs(TABLE, abstract(), mesh))
-    )
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(partition_specs(TABLE, abstract(), mesh)))
 
 
 MEMORY = """

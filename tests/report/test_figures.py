@@ -27,10 +27,7 @@ def test_accuracy_axes_are_centred_at_chance_and_hold_every_interval(ends):
 def test_one_colour_scale_for_all_panels_centred_at_chance(full):
     figure = figures.heatmaps(full.grids, 0.5, full.rows)
     norms = {
-        id(c.norm): c.norm
-        for a in figure.axes
-        for c in a.collections
-        if getattr(c, "cmap", None) is style.DIVERGING
+        id(c.norm): c.norm for a in figure.axes for c in a.collections if getattr(c, "cmap", None) is style.DIVERGING
     }
     assert len(norms) == 1
     (norm,) = norms.values()
@@ -41,9 +38,7 @@ def test_one_colour_scale_for_all_panels_centred_at_chance(full):
 
 def test_colours_at_equal_distance_from_chance_are_equally_strong():
     for distance in (0.1, 0.2, 0.3, 0.4):
-        below, above = (
-            np.array(style.DIVERGING(0.5 + s * distance)[:3]) @ (0.2126, 0.7152, 0.0722) for s in (-1, 1)
-        )
+        below, above = (np.array(style.DIVERGING(0.5 + s * distance)[:3]) @ (0.2126, 0.7152, 0.0722) for s in (-1, 1))
         assert abs(below - above) < 0.12  # linear-weighted luma; the eye does not rank them below that
 
 
@@ -62,9 +57,7 @@ def test_text_on_every_cell_can_be_read():
         rgba = style.DIVERGING(level)
         cell = "#" + "".join(f"{round(255 * c):02x}" for c in rgba[:3])
         a, b = sorted((luminance(cell), luminance(style.ink_on(rgba))))
-        assert (b + 0.05) / (
-            a + 0.05
-        ) >= 4.0  # the accessibility guideline asks 3 of large and 4.5 of small text
+        assert (b + 0.05) / (a + 0.05) >= 4.0  # the accessibility guideline asks 3 of large and 4.5 of small text
 
 
 def test_palette_texts_reach_contrast_on_both_pages():

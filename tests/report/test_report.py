@@ -40,9 +40,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.addresses += [
-            v for k, v in attributes if k in ("src", "href", "srcset", "data", "poster", "action")
-        ]
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "srcset", "data", "poster", "action")]
         self.ids += [v for k, v in attributes if k == "id"]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -122,9 +120,7 @@ def test_every_number_of_the_study_is_in_the_text(full, page):
             expected += [points(100 * r.gap.value), points(100 * r.gap.low)]
     for g in full.grids:
         expected += [f"{100 * v:.1f}" for v in np.ravel(g.accuracy)]
-        expected += [
-            f"{100 * a:.1f}–{100 * b:.1f}" for a, b in zip(g.low.ravel(), g.high.ravel(), strict=True)
-        ]
+        expected += [f"{100 * a:.1f}–{100 * b:.1f}" for a, b in zip(g.low.ravel(), g.high.ravel(), strict=True)]
     for c in full.surprise:
         expected += [f"{100 * v:.1f} %" for v in c.y]
     for c in (*full.fidelity.self_convergence, *full.panels[0].curves):
@@ -160,16 +156,8 @@ def test_controls_and_comparisons_stand_apart(page):
     text = page.text
     order = [text.index(t) for t in ("read while the clip", "should be at chance", "may be as good: cheaper")]
     result = text[order[0] : text.index("Aims set before")]
-    places = {
-        r: result.index(r)
-        for r in ("Raw pixels", "should be at chance", "may be as good", "Quadratic latents")
-    }
-    assert (
-        places["should be at chance"]
-        < places["Raw pixels"]
-        < places["may be as good"]
-        < places["Quadratic latents"]
-    )
+    places = {r: result.index(r) for r in ("Raw pixels", "should be at chance", "may be as good", "Quadratic latents")}
+    assert places["should be at chance"] < places["Raw pixels"] < places["may be as good"] < places["Quadratic latents"]
 
 
 def test_a_null_control_above_chance_is_flagged(page):
@@ -248,9 +236,7 @@ def test_text_cannot_become_markup():
         rows=(Row("states", evil, Estimate(0.6, 0.55, 0.65), "states", note=evil),),
         grids=(Grid(evil, np.full((2, 2), 0.5), np.array([0.0, 1.0]), (evil, "0"), inputs=1),),
         surprise=(Curve(evil, np.array([0.5]), np.array([0.5])),),
-        clips=(
-            ClipView(evil, np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8), note=evil),
-        ),
+        clips=(ClipView(evil, np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3), np.uint8), note=evil),),
         tables=(Table(evil, (evil,), ((evil,),), evil),),
         skipped=((evil, evil),),
         notes=(evil,),
@@ -298,16 +284,13 @@ def test_a_large_study_stays_under_the_limit():
     labels = ("latents", "state", *map(str, range(40)))
     accuracy = rng.uniform(0.4, 0.9, (42, 11))
     grids = tuple(
-        Grid(f"Model {i}", accuracy, sigmas, labels, "states", 2, accuracy - 0.03, accuracy + 0.03)
-        for i in range(5)
+        Grid(f"Model {i}", accuracy, sigmas, labels, "states", 2, accuracy - 0.03, accuracy + 0.03) for i in range(5)
     )
     maps = rng.dirichlet(np.ones(21), (40, 4, 21))
     video = rng.integers(0, 255, (33, 256, 256, 3), np.uint8)  # noise: the worst case for a codec
     clips = tuple(ClipView(f"clip {i}", video, video[::-1]) for i in range(3))
     text = render(
-        Study(
-            "large", grids=grids, attention=(FrameAttention("m", maps, tuple(range(40)), 0.5),), clips=clips
-        )
+        Study("large", grids=grids, attention=(FrameAttention("m", maps, tuple(range(40)), 0.5),), clips=clips)
     )
     assert len(text.encode()) < LIMIT
 

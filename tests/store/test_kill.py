@@ -60,9 +60,7 @@ print(count["any"])
 def start(path, stream, kill_at):
     command = [sys.executable, "-c", CHILD, str(path), stream, kill_at, str(CLIPS)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(path, stream, kill_at):

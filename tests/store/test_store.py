@@ -22,9 +22,7 @@ def chunk_files(path):
 
 
 def one_array(path, slots, shape, dtype=jnp.float32, clips=2):
-    return ActivationStore.create(
-        path, clips=clips, slots=slots, specs={"x": jax.ShapeDtypeStruct(shape, dtype)}
-    )
+    return ActivationStore.create(path, clips=clips, slots=slots, specs={"x": jax.ShapeDtypeStruct(shape, dtype)})
 
 
 def values(slots, shape, batch, seed=0, dtype=np.float32):
@@ -93,9 +91,7 @@ def test_a_run_that_was_given_up_leaves_nothing_in_the_next_run_of_its_clips(tmp
 # ------------------------------------------------------------------------------------------ on disk
 
 
-@pytest.mark.parametrize(
-    ("limit", "chunk"), [(1 << 20, (1, 5, 6, 4)), (3 * 96, (1, 3, 6, 4)), (40, (1, 1, 2, 4))]
-)
+@pytest.mark.parametrize(("limit", "chunk"), [(1 << 20, (1, 5, 6, 4)), (3 * 96, (1, 3, 6, 4)), (40, (1, 1, 2, 4))])
 def test_arrays_survive_any_chunking(tmp_path, monkeypatch, limit, chunk):
     monkeypatch.setattr(layout, "CHUNK_BYTES", limit)
     assert Layout("x", (2, 5, 6, 4), "float32", tuple(range(6))).chunk == chunk
@@ -303,9 +299,7 @@ def test_a_reader_sees_clips_that_are_committed_later(tmp_path):
             reader.write([0], {})
 
 
-@pytest.mark.parametrize(
-    "tail", [b'{"clip": 2, "na', b'{"clip": 2}', b"\x00\x00\x00", b'{"cl\x00\x00\x00\n', b"7\n"]
-)
+@pytest.mark.parametrize("tail", [b'{"clip": 2, "na', b'{"clip": 2}', b"\x00\x00\x00", b'{"cl\x00\x00\x00\n', b"7\n"])
 def test_a_torn_last_line_is_ignored_and_overwritten(tmp_path, tail):
     with p.create(tmp_path / "s", 4) as store:
         ids = [0, 1]
@@ -363,9 +357,7 @@ def test_a_clip_with_missing_slots_is_not_committed(tmp_path):
     with one_array(tmp_path / "s", 3, (1, 2)) as store:
         emit = jax.jit(lambda sink, x, slot: sink.emit({"x": x}, slot))
         emit(store.sink([1]), jnp.zeros((1, 1, 2)), 1)
-        with pytest.raises(
-            ConfigError, match=r"1 clips cannot be finished: clip 1 lacks 2 of 3 slots of 'x'"
-        ):
+        with pytest.raises(ConfigError, match=r"1 clips cannot be finished: clip 1 lacks 2 of 3 slots of 'x'"):
             store.finish([1])
         with pytest.raises(ConfigError, match=r"clip 0 lacks 3 of 3 slots"):
             store.finish([0])

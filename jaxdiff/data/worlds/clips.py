@@ -99,9 +99,7 @@ def sample_batch(key: jax.Array, config: WorldConfig, batch: int, structure: str
         told = choose(jax.random.bernoulli(word_key), before, after)
         video = render_video(config, stage, before)
         if structure == "independent":
-            video = jnp.concatenate(
-                [video[: config.switch], render_video(config, stage, after)[config.switch :]]
-            )
+            video = jnp.concatenate([video[: config.switch], render_video(config, stage, after)[config.switch :]])
         return Batch(video=video, before=before, after=after, words=prompts.words(told))
 
     return jax.vmap(one)(jax.random.split(key, batch))
@@ -122,9 +120,7 @@ def _scenes(config, keys, category):
 def _join(config, whole, pairing):
     """Cut the two rendered clips at the switch and join the parts: equal parts are equal bit for bit."""
     clips = [
-        jax.tree.map(
-            lambda b, a: np.concatenate([b[: config.switch], a[config.switch :]]), whole[before], whole[after]
-        )
+        jax.tree.map(lambda b, a: np.concatenate([b[: config.switch], a[config.switch :]]), whole[before], whole[after])
         for before, after in pairing
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *clips)
@@ -146,8 +142,7 @@ def quadruplets(
     unknown = [c for c in categories if c not in CATEGORIES]
     if unknown or scenes < 1:
         raise ConfigError(
-            f"quadruplets: categories={categories!r} (known: {', '.join(CATEGORIES)}), "
-            f"scenes={scenes} (at least 1)."
+            f"quadruplets: categories={categories!r} (known: {', '.join(CATEGORIES)}), scenes={scenes} (at least 1)."
         )
     return _generate(config, seed, scenes, categories, start)
 

@@ -101,9 +101,7 @@ def _state(out: Path, content: dict) -> bool:
         found = json.loads((out / MARKER).read_text())
         complete = found.pop("complete")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise ConfigError(
-            f"{out}: is not empty and holds no generated world. Give a new folder for --out."
-        ) from None
+        raise ConfigError(f"{out}: is not empty and holds no generated world. Give a new folder for --out.") from None
     if found != content:
         differing = sorted(k for k in {*found, *content} if found.get(k) != content.get(k))
         raise ConfigError(

@@ -61,7 +61,6 @@ def encode(prompt: str, text_dim: int) -> np.ndarray:
             close = difflib.get_close_matches(word, WORDS, 1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"the prompt's word {word!r} is unknown to the generated world.{hint} "
-                f"Known: {', '.join(WORDS)}."
+                f"the prompt's word {word!r} is unknown to the generated world.{hint} Known: {', '.join(WORDS)}."
             )
     return table(text_dim)[[WORDS.index(word) for word in spoken]] if spoken else empty(text_dim)

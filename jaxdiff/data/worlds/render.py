@@ -28,9 +28,7 @@ class Frames:
     masks: jax.Array  # uint8 [T, H, W], index into LAYERS: the layer that most of the pixel shows
     depth: jax.Array  # float32 [T, H, W], millimetres; an ordering, not optics
     positions: jax.Array  # float32 [T, 2], exact centre of the thing (x, y) as fractions of the frame
-    visibility: (
-        jax.Array
-    )  # float32 [T], share of the thing's area inside the frame that nothing covers; 0 when absent
+    visibility: jax.Array  # float32 [T], share of the thing's area inside the frame that nothing covers; 0 when absent
 
 
 def normalise(video: jax.Array) -> jax.Array:
@@ -69,9 +67,7 @@ def _screen_cover(config: WorldConfig, stage: Stage) -> jax.Array:
 def _layers(config, stage, thing):
     """Coverage of the four layers before the wall, and the thing's centres."""
     _, y = _pixels(config)
-    floor = jnp.broadcast_to(
-        _cover((stage.horizon - y) * config.size), (config.frames, config.size, config.size)
-    )
+    floor = jnp.broadcast_to(_cover((stage.horizon - y) * config.size), (config.frames, config.size, config.size))
     distractor, _ = _thing_cover(config, stage.distractor)
     body, centre = _thing_cover(config, thing)
     return (floor, distractor, body, _screen_cover(config, stage)), centre
@@ -95,9 +91,7 @@ def render(config: WorldConfig, stage: Stage, thing: Thing) -> Frames:
     for cover in reversed(covers):
         weights.append(shown * cover)
         shown = shown * (1.0 - cover)
-    weights = jnp.stack(
-        [shown, *reversed(weights)], -1
-    )  # [T, H, W, layer], in the order of LAYERS; sums to 1
+    weights = jnp.stack([shown, *reversed(weights)], -1)  # [T, H, W, layer], in the order of LAYERS; sums to 1
     masks = jnp.argmax(weights, -1)
     _, y = _pixels(config)
     near, far = DISTANCES[1], DISTANCES[0]

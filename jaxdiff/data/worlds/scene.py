@@ -84,9 +84,7 @@ class WorldConfig:
                 "(9, 13, 17, 21, ...): the causal VAE encodes the first frame alone and the others in fours."
             )
         if self.size < 32 or self.size % 8:
-            raise ConfigError(
-                f"WorldConfig: size={self.size}, but it must be a multiple of 8 and at least 32."
-            )
+            raise ConfigError(f"WorldConfig: size={self.size}, but it must be a multiple of 8 and at least 32.")
         if not 0.05 <= self.radius[0] <= self.radius[1] <= 0.18:
             raise ConfigError(
                 f"WorldConfig: radius={self.radius} must be an increasing pair within [0.05, 0.18], "
@@ -94,9 +92,7 @@ class WorldConfig:
             )
         for name in ("hopping", "distractor", "recolour"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"WorldConfig: {name}={getattr(self, name)} is a probability and must lie in [0, 1]."
-                )
+                raise ConfigError(f"WorldConfig: {name}={getattr(self, name)} is a probability and must lie in [0, 1].")
         if not (0 <= self.travel <= 0.4 and 0 <= self.jump <= 0.18):
             raise ConfigError(
                 f"WorldConfig: travel={self.travel} must lie in [0, 0.4] and jump={self.jump} in [0, 0.18]."
@@ -233,9 +229,7 @@ def _path(draw, config, stage, radius):
     return {"x": stage.screen_x + draw(-1, 1) * room, "speed": draw(-1, 1) * fastest}
 
 
-def sample_pair(
-    key: jax.Array, config: WorldConfig, stage: Stage, category: jax.Array
-) -> tuple[Thing, Thing]:
+def sample_pair(key: jax.Array, config: WorldConfig, stage: Stage, category: jax.Array) -> tuple[Thing, Thing]:
     """Draw the two things of a scene; they differ in what its category (an index into CATEGORIES) is about.
 
     O1: one of them is absent. O2: other shape (and colour). O3: other trajectory, at every moment at least

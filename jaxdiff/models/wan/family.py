@@ -35,9 +35,7 @@ class Wan:
                 f"text embeddings must be [{latents_shape[0]} or 1, N, {config.text_dim}], got {text.shape}"
             )
 
-    def denoise(
-        self, transformer: Network, latents: jax.Array, timestep: jax.Array, cond: Conditioning, **reading
-    ):
+    def denoise(self, transformer: Network, latents: jax.Array, timestep: jax.Array, cond: Conditioning, **reading):
         """Raw network output and captured taps; `timestep` [B] in 0..1000."""
         text = jnp.broadcast_to(cond.text, (latents.shape[0], *cond.text.shape[1:]))
         return transformer(latents, timestep, text, **reading)

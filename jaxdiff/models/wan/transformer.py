@@ -201,7 +201,7 @@ class WanTransformer(nnx.Module):
         """
         config = self.config
         patch = config.patch_size
-        grid = tuple(n // p for n, p in zip(latents.shape[1:4], patch, strict=True))
+        grid = (latents.shape[1] // patch[0], latents.shape[2] // patch[1], latents.shape[3] // patch[2])
         if any(n % p for n, p in zip(latents.shape[1:4], patch, strict=True)):
             raise ConfigError(f"latents {latents.shape}: T', H', W' must be multiples of the patch size {patch}")
 

@@ -1,0 +1,67 @@
+"""The study: is the plausibility of a clip linearly decodable from the model's states along the inverted trajectory?
+
+    python -m experiments.study --model=nano --workdir=runs/demo
+    python -m experiments.study --model=DIR --dataset=intphys --data_dir=DIR --size=256 --frames=81 --workdir=DIR
+
+inverts every clip through the model and its controls, probes what was read, and writes result.json, probe.csv and report.html.
+Interrupted, the same command goes on where it stopped.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from experiments._flags import setting
+from experiments._main import run_binary
+
+NANO = {"frames": 17, "size": 32, "steps": 20, "clips_per_device": 48}
+REAL = {"frames": 81, "size": 256, "steps": 100, "clips_per_device": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is studied and how. Where a default depends on the model, the help line says so."""
+
+    model: str = setting("nano", "Checkpoint folder, or nano for the model that ships with the package.")
+    dataset: str = setting("world", "world (generated scenes, written and read as IntPhys) or intphys.")
+    data_dir: Path | None = setting(None, "Folder of the data set; generated scenes go to WORKDIR/world by default.")
+    structureless: Path | None = setting(None, "Checkpoint folder of a structure-less control model.")
+    frames: int | None = setting(None, "Frames per clip, 4k+1 for Wan; default 17 for nano, 81 else.")
+    size: int | None = setting(None, "Short side and centre crop in pixels; default 32 for nano, 256 else.")
+    sampling: str = setting("linspace", "linspace: frames spread over the whole clip; stride: every n-th frame.")
+    stride: int = setting(1, "n of --sampling=stride.")
+    steps: int | None = setting(None, "Steps of the inversion; default 20 for nano, 100 else.")
+    solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point or ddim_label.")
+    taps: tuple[str, ...] = setting(("block_out.mean",), "site.reducer names, comma-separated.")
+    capture_sigmas: tuple[float, ...] = setting(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "Noise levels to read at; 0 is the clean latent."
+    )
+    prompt: str = setting("", "Prompt; needs the folder's text encoder.")
+    text_embeddings: str | None = setting(None, "FILE.npy with embeddings [N, text_dim], or zeros; replaces --prompt.")
+    clips_per_device: int | None = setting(None, "Clips at once on a device; default 48 for nano, 1 else.")
+    dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")
+    stream: bool = setting(False, "Write captures while the program runs.")
+    untrained: bool = setting(True, "Run the untrained control: the same network with random weights, gates open.")
+    noised: bool = setting(True, "Run the comparison without inversion, and the surprise by denoising loss.")
+    fidelity_clips: int = setting(4, "Clips whose round trip and self-convergence are measured.")
+    scenes: int = setting(60, "Generated scenes in each of the three categories.")
+    seed: int = setting(0, "Seed of folds, permutations, bootstraps, noise and the untrained weights.")
+    world_seed: int = setting(0, "Seed of the generated scenes.")
+    outer: int = setting(5, "Outer folds.")
+    inner: int = setting(4, "Inner folds.")
+    repeats: int = setting(1, "Times that the outer folds are redrawn.")
+    skip_bad_clips: bool = setting(False, "Leave out scenes with a clip that cannot be read; count and list them.")
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Fill in the model's defaults and run."""
+    from jaxdiff.study.study import StudyConfig, run_study
+
+    values = dataclasses.asdict(config)
+    for name, default in (NANO if config.model == "nano" else REAL).items():
+        if values[name] is None:
+            values[name] = default
+    run_study(StudyConfig(**values), workdir)
+
+
+if __name__ == "__main__":
+    run_binary(run, Config)

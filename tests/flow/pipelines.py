@@ -1,0 +1,103 @@
+"""Pipelines that the tests of the flow walk: a toy that traces in milliseconds, and a real tiny Wan."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.conditioning import Conditioning, as_conditioning
+from jaxdiff.flow import Schedule
+from jaxdiff.models.network import Network
+from jaxdiff.models.wan.family import Wan
+from jaxdiff.models.wan.transformer import WanTransformer, WanTransformerConfig
+from jaxdiff.pipeline import Pipeline
+from jaxdiff.taps import Reader
+from tests.reference import WAN_SCHEDULER
+
+WAN = Schedule.from_config(WAN_SCHEDULER)
+LAYERS = 3
+
+
+class Log:
+    """What the toys saw: `traces` counts how often one was traced, `timesteps` what those that listen were
+    told.
+    """
+
+    def __init__(self):
+        self.traces, self.timesteps = 0, []
+
+    def told(self, timestep):
+        self.timesteps.append(float(timestep))
+
+
+LOG = Log()
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["weights"], meta_fields=["schedule", "listens"])
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """Three residual layers over the channels: a smooth field of state, sigma's timestep and text."""
+
+    weights: jax.Array  # [LAYERS, C, C]
+    schedule: Schedule = WAN
+    listens: bool = False
+
+    def evaluate(self, latents, sigma, cond, *, label=None, taps=(), edits=(), key=None):
+        LOG.traces += 1
+        timestep = self.schedule.timestep(sigma if label is None else label)
+        if self.listens:
+            jax.debug.callback(LOG.told, timestep, ordered=True)
+        text = as_conditioning(cond).text.mean(1)[:, None]
+        grid = latents.shape[1:4]
+        reader = Reader(taps, edits, layers=LAYERS, grid=grid, sigma=sigma, key=key)
+
+        def run(h, weight, per_block):
+            tap = reader.block(per_block)
+            h = tap("block_in", h)
+            h = h + 0.3 * jnp.tanh(h @ weight + text + 2 * jnp.cos(timestep / 300))
+            return tap("block_out", h), tap.readings
+
+        def body(carry, scanned):
+            h, buffers = carry
+            h, readings = run(h, *scanned)
+            return (h, reader.write(buffers, readings, scanned[1])), None
+
+        h = latents.reshape(latents.shape[0], -1, latents.shape[-1])
+        first = jax.tree.map(lambda leaf: leaf[0], (self.weights, reader.per_block))
+        buffers = reader.buffers(lambda *args: run(*args)[1], h, *first)
+        (h, buffers), _ = jax.lax.scan(body, (h, buffers), (self.weights, reader.per_block))
+        return (h - 0.5 * h.mean(1, keepdims=True)).reshape(latents.shape), buffers
+
+    def tap_shapes(self, taps, latents_shape):
+        def captured(latents):
+            text = jnp.zeros((1, 1, latents.shape[-1]))
+            return self.evaluate(latents, 0.5, Conditioning(text=text), taps=taps)[1]
+
+        return jax.eval_shape(captured, jax.ShapeDtypeStruct(tuple(latents_shape), jnp.float32))
+
+
+def toy(seed: int = 0) -> Toy:
+    return Toy(jax.random.normal(jax.random.key(seed), (LAYERS, 4, 4)) * 0.5)
+
+
+def inputs(batch: int = 2, channels: int = 4, text_dim: int = 4):
+    """Latents [B, 2, 4, 4, C] and text [B, 3, text_dim]."""
+    keys = jax.random.split(jax.random.key(7), 2)
+    latents = jax.random.normal(keys[0], (batch, 2, 4, 4, channels))
+    return latents, jax.random.normal(keys[1], (batch, 3, text_dim))
+
+
+def tiny_wan(layers: int = 3) -> Pipeline:
+    config = WanTransformerConfig(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=layers,
+        rope_max_seq_len=32,
+    )
+    return Pipeline(Network.init(WanTransformer, config, 0), Wan(), WAN)
