@@ -121,8 +121,8 @@ def test_edit_keys_differ_between_blocks_and_sigma_arrives(network, call):
 
     tap = (Tap("block_out", Full()),)
     _, got = run(network, call, taps=tap, edits=(Edit("block_out", None, noise),), sigma=2.0, key=jax.random.key(5))
-    values = np.asarray(got["block_out.full1" if "block_out.full1" in got else tap[0].name], np.float32)
-    assert abs(values.std() - 2.0) < 0.05
+    values = np.asarray(got[tap[0].name], np.float32)
+    assert abs(values.std() - 2.0) < 0.15  # four standard errors for 1536 values
     assert np.abs(np.corrcoef(values.reshape(4, -1)) - np.eye(4)).max() < 0.2
 
 

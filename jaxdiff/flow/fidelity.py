@@ -165,7 +165,7 @@ def noise_statistics(noise: jax.Array) -> Errors:
     axes = tuple(range(1, noise.ndim))
     mean, std = noise.mean(axes), noise.std(axes)
     centred = noise - noise.mean(axes, keepdims=True)
-    variance = jnp.maximum(std**2, jnp.finfo(jnp.float32).tiny)
+    variance = jnp.maximum(std**2, 1e-12)  # its square must not underflow
     result = {
         "noise_mean": mean,
         "noise_std": std,

@@ -102,7 +102,8 @@ class LinearProbe:
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels [clips] in the dtype of the training labels; a margin of exactly 0 is the negative class."""
-        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+        positive = self.decision_function(X) > 0
+        return self.classes_[positive.astype(int)]
 
     def score(self, X: Any, y: Any) -> float:
         """Share of clips told right, in [0, 1]."""
