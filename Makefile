@@ -17,9 +17,6 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 # torch comes first and alone, pinned: whatever satisfies the pin already (a CPU build, say) then stays.
 TORCH := torch==2.13.0
 
-WORLD := runs/world
-STUDY := $(PY) -m experiments.study --model=nano --dataset=intphys
-
 .PHONY: env env-torch demo test parity lint format bench study clean
 .DELETE_ON_ERROR:
 
@@ -40,12 +37,12 @@ $(VENV)/.installed-torch: $(VENV)/.installed
 	@touch $@
 
 demo: env
-	$(PY) -m experiments.make_world --layout=intphys --out=$(WORLD)
-	$(STUDY) --data_dir=$(WORLD) --workdir=runs/demo
+	$(PY) -m experiments.study --model=nano --workdir=runs/demo
 
 study: env
-	$(PY) -m experiments.make_world --layout=intphys --out=$(WORLD)
-	$(STUDY) --data_dir=$(WORLD) --workdir=runs/study
+	for seed in 100 101 102; do \
+	  $(PY) -m experiments.study --model=nano --scenes=160 --world_seed=$$seed --workdir=runs/study/world$$seed || exit; \
+	done
 
 test: env
 	$(PY) -m pytest

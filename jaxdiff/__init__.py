@@ -28,7 +28,9 @@ _NAMES = {
     "sample": "jaxdiff.flow",
     "tap_sites": "jaxdiff.pipeline",
 }
-_ROOMS = ("data", "errors", "flow", "kernels", "mesh", "models", "probes", "report", "store", "taps", "train")
+_ROOMS = (
+    "data", "errors", "flow", "kernels", "mesh", "models", "probes", "report", "store", "study", "taps", "train",
+)  # fmt: skip
 
 __all__ = [
     "ActivationStore",

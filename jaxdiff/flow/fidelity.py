@@ -1,8 +1,8 @@
 """How far a run can be trusted, clip by clip.
 
 Round-trip error does not measure trajectory fidelity: an implicit step retraces Euler exactly while its
-trajectory is only first order. So three things are reported side by side. Every function returns a dict of
-arrays [B], to be set against the probe's mistakes.
+trajectory is only first order. So three things are reported side by side, as dicts of arrays [B] that can be
+set against the probe's mistakes.
 """
 
 import functools
@@ -38,16 +38,44 @@ def self_convergence(
     solver: str | Solver = "euler",
     labels: str | None = None,
 ) -> Errors:
-    """How much an inversion changes when every step is halved, measured at all sigmas that both grids have.
-
-    Both run side by side in one program, three times the evaluations of `jaxdiff.invert` with the same
-    arguments. For a solver of order p the coarse run's distance from the exact flow is about ``2^p / (2^p -
-    1)`` times the result.
+    """How much an inversion changes when every step is halved: `convergence_curve`, reduced over the grid.
 
     Returns
     -------
-    {"self_convergence_end", "self_convergence_mean", "self_convergence_worst"}: [B] float32, relative rms
-    ``|x_N - x_2N| / |x_2N|`` at the grid's end, averaged over its sigmas, and at the worst of them.
+    {"self_convergence_end", "self_convergence_mean", "self_convergence_worst"}: [B] float32, at the grid's end,
+    averaged over its sigmas, and at the worst of them.
+
+    Raises
+    ------
+    ConfigError : as `jaxdiff.invert`.
+    """
+    _, errors = convergence_curve(pipeline, latents, cond, steps=steps, sigmas=sigmas, solver=solver, labels=labels)
+    return {
+        "self_convergence_end": errors[-1],
+        "self_convergence_mean": errors.mean(0),
+        "self_convergence_worst": errors.max(0),
+    }
+
+
+def convergence_curve(
+    pipeline: "Pipeline",
+    latents: jax.Array,
+    cond: Conditioning | jax.Array,
+    *,
+    steps: int = 100,
+    sigmas: Any = None,
+    solver: str | Solver = "euler",
+    labels: str | None = None,
+) -> tuple[np.ndarray, jax.Array]:
+    """Distance between an inversion and the same one with every step halved, at all sigmas that both grids have.
+
+    Both run side by side in one program, three times the evaluations of `jaxdiff.invert` with the same arguments. For
+    a solver of order p the coarse run's distance from the exact flow is about ``2^p / (2^p - 1)`` times the result.
+
+    Returns
+    -------
+    sigmas : float64 [steps], the grid without its start
+    errors : float32 [steps, B], relative rms ``|x_N - x_2N| / |x_2N|``
 
     Raises
     ------
@@ -63,20 +91,9 @@ def self_convergence(
     halved = jax.tree.map(lambda leaf: leaf.reshape(-1, 2), plan(sigmas=fine).scanned()[0])
     latents = jnp.asarray(latents, jnp.float32)
     cond = jax.tree.map(jnp.asarray, as_conditioning(cond))
-    errors = _side_by_side(
-        pipeline,
-        latents,
-        cond,
-        coarse.scanned()[0],
-        halved,
-        solver=solver,
-        placement=placement_of(pipeline, latents),
-    )
-    return {
-        "self_convergence_end": errors[-1],
-        "self_convergence_mean": errors.mean(0),
-        "self_convergence_worst": errors.max(0),
-    }
+    placement = placement_of(pipeline, latents)
+    errors = _side_by_side(pipeline, latents, cond, coarse.scanned()[0], halved, solver=solver, placement=placement)
+    return coarse.sigmas[1:], errors
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "placement"))

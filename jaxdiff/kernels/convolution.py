@@ -62,9 +62,12 @@ def _backward(stride, padding, residual, g):
         for size, inputs, outputs, (low, _) in sizes
     ]
     spread = (stride, stride)
-    d_kernel = _convolve(
-        x.astype(kernel.dtype).transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), padding, spread_kernel=spread
-    )
+    images, around = x.astype(kernel.dtype).transpose(3, 1, 2, 0), padding
+    if g.shape[1] > x.shape[1] or g.shape[2] > x.shape[2]:
+        # XLA would make the larger operand the image and mirror the other one, which has no fast path on CPUs.
+        images = jax.lax.optimization_barrier(jnp.pad(images, ((0, 0), *padding, (0, 0))))
+        around = ((0, 0), (0, 0))
+    d_kernel = _convolve(images, g.transpose(1, 2, 0, 3), (1, 1), around, spread_kernel=spread)
     d_kernel = d_kernel[:, : kernel.shape[0], : kernel.shape[1]].transpose(1, 2, 0, 3)
     d_x = _convolve(g, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), back, spread_x=spread)
     return d_x.astype(x.dtype), d_kernel.astype(kernel.dtype)

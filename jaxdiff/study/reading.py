@@ -12,7 +12,7 @@ import numpy as np
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.data.video import ClipReader, read_video
-from jaxdiff.errors import ConfigError
+from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.flow import DivergedError, fidelity, invert
 from jaxdiff.flow.plan import make_plan, rounds
 from jaxdiff.flow.solvers import as_solver
@@ -210,13 +210,7 @@ def open_store(
 ) -> ActivationStore:
     """Create the store of a reading, or reopen it to go on; `places` holds the sigmas and labels of its slots."""
     taps, layers = reading.tap_objects(), pipeline.transformer.config.num_layers
-    video = read_video(
-        clips[0].path,
-        frames=reading.frames,
-        size=reading.size,
-        sampling=reading.sampling,
-        stride=reading.stride,
-    )
+    video = _first_readable(clips, reading)
     latents = jax.eval_shape(pipeline.encode, jax.ShapeDtypeStruct((1, *video.shape), jnp.uint8))
     shapes = pipeline.tap_shapes(taps, latents.shape)
     return ActivationStore.create(
@@ -228,6 +222,19 @@ def open_store(
         rows={str(tap.name): tap.rows(layers) for tap in taps},
         metadata={**(metadata or {}), **places, "reading": dataclasses.asdict(reading)},
     )
+
+
+def _first_readable(clips: Sequence[Clip], reading: Reading) -> np.ndarray:
+    """The clip that the store's shapes follow; whether an unreadable one before it is an error is the reader's to say."""
+    broken: MissingDataError | None = None
+    for clip in clips:
+        try:
+            return read_video(
+                clip.path, frames=reading.frames, size=reading.size, sampling=reading.sampling, stride=reading.stride
+            )
+        except MissingDataError as error:
+            broken = broken or error
+    raise broken or MissingDataError("there are no clips to read")
 
 
 def _places(pipeline: Pipeline, reading: Reading) -> dict[str, list[float]]:

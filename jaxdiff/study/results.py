@@ -218,6 +218,7 @@ def csv_rows(
     labels: Labels,
     losses: Mapping[str, np.ndarray],
     sigmas: Sequence[float],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """probe.csv: every cell of every source, what the folds chose, and the surprise."""
     clips, scenes = len(labels.possible), len(set(labels.groups.tolist()))
@@ -240,7 +241,7 @@ def csv_rows(
             for candidate, value, low, high in zip(candidates, *_cells(answer, name), strict=True):
                 lines.append({**base, **_place(candidate), "value": value, "low": low, "high": high})
     for model, loss in losses.items():
-        for sigma, point in zip(sigmas, pairwise_surprise(loss, labels, 0), strict=True):
+        for sigma, point in zip(sigmas, pairwise_surprise(loss, labels, seed), strict=True):
             lines.append(
                 {**common, "model": model, "source": "surprise", "sigma": sigma, "metric": "pairwise",
                  "value": point.value, "low": point.low, "high": point.high}

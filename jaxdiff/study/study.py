@@ -72,6 +72,9 @@ class StudyConfig:
             raise ConfigError("--dataset=intphys needs --data_dir=DIR, the folder that holds dev/")
         if 0.0 not in self.capture_sigmas:
             raise ConfigError("--capture_sigmas must hold 0: the clean latent is where the evidence is cleanest")
+        if list(self.capture_sigmas) != sorted(set(self.capture_sigmas)):
+            # The trajectory meets them in this order, and so do the tables that are made of what it read.
+            raise ConfigError(f"--capture_sigmas={self.capture_sigmas} must ascend, each value once")
 
     def reading(self) -> Reading:
         names = {f.name for f in dataclasses.fields(Reading)} - {"capture_at"}
@@ -136,7 +139,7 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
             measured, views, attention = measure(models.main, chosen, cond, reading)
             records = {i: stores[first_name(models)].records()[i] for i in kept}
             measured = dataclasses.replace(measured, noise=(*measured.noise, *noise_measures(records)))
-        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, losses, config.capture_sigmas))
+        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, losses, config.capture_sigmas, config.seed))
         result = result_json(answers, labels, losses, config.capture_sigmas, config.seed)
         work.write_result(
             {

@@ -116,19 +116,21 @@ def fit(
 
     step = int(state.step)
     since, steps_since = time.perf_counter(), 0
-    while step < recipe.steps:
-        state, metrics = update(state, data)
-        step, steps_since = step + 1, steps_since + 1
-        if step % report_every == 0 or step == recipe.steps:
-            metrics = {name: float(value) for name, value in metrics.items()}
-            if not jnp.isfinite(metrics["loss"]):
-                raise NonFiniteError(f"training loss is {metrics['loss']} at step {step}; lower the learning rate")
-            metrics["seconds_per_step"] = (time.perf_counter() - since) / steps_since
-            since, steps_since = time.perf_counter(), 0
-            report(step, metrics)
-        if manager is not None and (step % checkpoint_every == 0 or step == recipe.steps):
-            manager.save(step, args=ocp.args.StandardSave(state))
-    if manager is not None:
-        manager.wait_until_finished()
-        manager.close()
+    try:
+        while step < recipe.steps:
+            state, metrics = update(state, data)
+            step, steps_since = step + 1, steps_since + 1
+            if step % report_every == 0 or step == recipe.steps:
+                metrics = {name: float(value) for name, value in metrics.items()}
+                if not jnp.isfinite(metrics["loss"]):
+                    raise NonFiniteError(f"training loss is {metrics['loss']} at step {step}; lower the learning rate")
+                metrics["seconds_per_step"] = (time.perf_counter() - since) / steps_since
+                since, steps_since = time.perf_counter(), 0
+                report(step, metrics)
+            if manager is not None and (step % checkpoint_every == 0 or step == recipe.steps):
+                manager.save(step, args=ocp.args.StandardSave(state))
+    finally:  # a save runs in the background; what stops the run must not cut it short
+        if manager is not None:
+            manager.wait_until_finished()
+            manager.close()
     return state

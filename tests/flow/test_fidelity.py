@@ -30,6 +30,9 @@ def test_self_convergence_compares_a_run_with_one_of_half_the_steps(solver):
     np.testing.assert_allclose(got["self_convergence_mean"], np.mean(errors, 0), rtol=1e-3)
     np.testing.assert_allclose(got["self_convergence_worst"], np.max(errors, 0), rtol=1e-3)
     assert all(value.shape == (3,) for value in got.values())
+    sigmas, curve = fidelity.convergence_curve(pipeline, x, text, steps=5, solver=solver)
+    np.testing.assert_array_equal(sigmas, coarse[1:])
+    np.testing.assert_allclose(curve, errors, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("fireflow", 2)])

@@ -117,9 +117,9 @@ def split(x):
 def run(x, text, ids):
     taps = (Tap("block_out"), Tap("block_out", "moments"))
     there = invert(pipeline, x, text, steps=4, taps=taps, capture_at=(0, 2))
+    spread = NamedSharding(mesh, PartitionSpec(None, None, "data"))
     for value in there.captured.values():
-        assert value.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, None, "data")),
-        value.ndim)
+        assert value.sharding.is_equivalent_to(spread, value.ndim)
     assert there.latents.sharding.is_equivalent_to(x.sharding, x.ndim)
     ab2 = invert(pipeline, x, text, steps=4, solver="ab2")
     back = sample(
@@ -130,14 +130,21 @@ def run(x, text, ids):
     jax.block_until_ready(streamed.latents)
     jax.effects_barrier()
     error = fidelity.self_convergence(pipeline, x, text[:1] * 0, steps=3)["self_convergence_end"]
-    arrays = {"latents": there.latents, "ab2": ab2.latents, "back": back.latents, "streamed":
-    streamed.latents} arrays |= {f"captured {name}": np.moveaxis(value, 2, 0) for name, value in
-    there.captured.items()} arrays |= {f"guided {name}": np.moveaxis(value, 2, 0) for name, value in
-    back.captured.items()} return {name: np.asarray(value) for name, value in arrays.items()} | {"error":
-    np.asarray(error)}
+    arrays = {
+        "latents": there.latents,
+        "ab2": ab2.latents,
+        "back": back.latents,
+        "streamed": streamed.latents,
+        "error": error,
+        **{f"captured {name}": np.moveaxis(value, 2, 0) for name, value in there.captured.items()},
+        **{f"guided {name}": np.moveaxis(value, 2, 0) for name, value in back.captured.items()},
+    }
+    return {name: np.asarray(value) for name, value in arrays.items()}
 
-batches = [run(*map(split, (latents[i : i + devices], text[i : i + devices], jnp.arange(CLIPS)[i : i +
-           devices]))) for i in range(0, CLIPS, devices)]
+ids = jnp.arange(CLIPS)
+batches = []
+for i in range(0, CLIPS, devices):
+    batches.append(run(*(split(a[i : i + devices]) for a in (latents, text, ids))))
 arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 arrays["sunk"] = np.stack([seen[clip, slot] for clip in range(CLIPS) for slot in range(2)])
 np.savez(path, **arrays)

@@ -22,6 +22,7 @@ def plain(x, kernel, stride, padding):
         ((1, 1), 1, ((0, 0), (0, 0))),
         ((3, 2), 1, ((1, 1), (0, 1))),
         ((3, 3), 2, ((1, 1), (1, 1))),
+        ((2, 2), 1, ((1, 1), (1, 1))),  # more outputs than inputs
     ],
 )
 def test_gradients_equal_those_of_the_plain_convolution(size, stride, padding):

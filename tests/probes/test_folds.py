@@ -63,11 +63,11 @@ def test_folds_depend_on_the_seed_alone_and_not_on_the_names_of_groups():
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (dict(groups=np.repeat([0, 1, 2], 4), folds=5), "3 groups cannot fill 5 folds"),
-        (dict(groups=np.arange(8), folds=1), "at least 2"),
-        (dict(groups=np.repeat(["a", "b"], 4), folds=2, strata=np.arange(8)), "group .*'a'.* several strata"),
-        (dict(groups=np.arange(8), folds=2, strata=np.arange(7)), r"strata has shape \(7,\) for 8 clips"),
-        (dict(groups=np.zeros((4, 2)), folds=2), "one group per clip"),
+        ({"groups": np.repeat([0, 1, 2], 4), "folds": 5}, "3 groups cannot fill 5 folds"),
+        ({"groups": np.arange(8), "folds": 1}, "at least 2"),
+        ({"groups": np.repeat(["a", "b"], 4), "folds": 2, "strata": np.arange(8)}, "group .*'a'.* several strata"),
+        ({"groups": np.arange(8), "folds": 2, "strata": np.arange(7)}, r"strata has shape \(7,\) for 8 clips"),
+        ({"groups": np.zeros((4, 2)), "folds": 2}, "one group per clip"),
     ],
 )
 def test_folds_that_cannot_be_dealt_are_refused(arguments, says):

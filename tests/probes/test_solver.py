@@ -47,7 +47,7 @@ def test_every_column_is_within_the_stated_gap_of_its_own_minimum(kind, clips, w
 @pytest.mark.parametrize("clips, width", [(120, 24), (80, 200)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batched_margins_are_those_of_individual_probes(kind, clips, width):
-    x, y, train, fits, alone = batched_and_alone(kind, clips, width)
+    x, _y, train, fits, alone = batched_and_alone(kind, clips, width)
     for column in range(len(train)):
         for p, penalty in enumerate(PENALTIES):
             single = alone[p][column].decision_function(x)
