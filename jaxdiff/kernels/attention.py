@@ -140,8 +140,9 @@ def _attend(q, k, v, scale, frames):
     else:
         mass = weights.reshape(*weights.shape[:-1], frames, -1).sum(-1)
         total = mass.sum(-1, keepdims=True)
-        mass = mass / total
+        mass = mass * (1.0 / total)
     output = jnp.einsum(
         "bkqs,bksd->bkqd", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
     )
-    return (output / total).astype(q.dtype), mass
+    # A written-out reciprocal: XLA turns x / total into one in some programs and not in others, and the last bits differ.
+    return (output * (1.0 / total)).astype(q.dtype), mass

@@ -57,10 +57,7 @@ def _backward(stride, padding, residual, g):
     x, kernel = residual
     sizes = zip(kernel.shape[:2], x.shape[1:3], g.shape[1:3], padding, strict=True)
     # Rows at the end of the padded input that no output saw (stride > 1) have no gradient, but must be there.
-    back = [
-        (size - 1 - low, inputs + low - 1 - (outputs - 1) * stride)
-        for size, inputs, outputs, (low, _) in sizes
-    ]
+    back = [(size - 1 - low, inputs + low - 1 - (outputs - 1) * stride) for size, inputs, outputs, (low, _) in sizes]
     spread = (stride, stride)
     images, around = x.astype(kernel.dtype).transpose(3, 1, 2, 0), padding
     if g.shape[1] > x.shape[1] or g.shape[2] > x.shape[2]:

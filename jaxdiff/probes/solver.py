@@ -70,6 +70,7 @@ class _Problem(NamedTuple):
     x: jax.Array  # [n, D]
     basis: jax.Array  # [D, r]
     z: jax.Array  # [n, r] x basis
+    zt: jax.Array  # [r, n] stored: a product with a transposed view is slower
     inverse: jax.Array  # [F, D] inverse training variances
     train: jax.Array  # [F, n] float
     signs: jax.Array  # [F, n] +1 and -1
@@ -192,7 +193,7 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
 
     Returns the new state, gaps [F] (what was left to gain, in the units of `TOLERANCE`) and stuck [F].
     """
-    x, basis, z, inverse, train, signs = problem
+    x, basis, z, zt, inverse, train, signs = problem
     wrong = jax.nn.sigmoid(-signs * state.margins)  # probability of the other label
     pull = -train * signs * wrong
     weight = train * (wrong * (1 - wrong))
@@ -212,7 +213,7 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
     else:  # both times the inverse of basis^T (1/d) basis, and that matrix replaced by 1 in the Hessian
 
         def times(direction):
-            pushed = weight * (direction[0] @ z.T + direction[1][:, None])
+            pushed = weight * (direction[0] @ zt + direction[1][:, None])
             return pushed @ z + penalty * direction[0], pushed.sum(1)
 
         gradient = pull @ z + penalty * state.a, pull.sum(1)
@@ -293,7 +294,8 @@ def _fit(x: jax.Array, labels: jax.Array, train: jax.Array, penalties: jax.Array
         signs = jnp.where(labels, 1.0, -1.0)
         x, centre, unit, inverse, usable = _standardise(x.astype(jnp.float32), train)
         z, basis = _rotate(x)
-        states, gaps = _newton_path(_Problem(x, basis, z, inverse, train, signs), penalties)
+        zt = jax.lax.optimization_barrier(z.T)
+        states, gaps = _newton_path(_Problem(x, basis, z, zt, inverse, train, signs), penalties)
         coefficients = inverse * states.spread / unit
         intercepts = states.intercept - coefficients @ centre
         return Fits(states.margins, jnp.where(usable, gaps, jnp.inf), coefficients, intercepts)

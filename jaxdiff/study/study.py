@@ -21,6 +21,7 @@ from jaxdiff.study.controls import untrained
 from jaxdiff.study.features import Features, input_features, stored_features
 from jaxdiff.study.inputs import read_inputs, read_noised, surprise
 from jaxdiff.study.inversion import measure, noise_measures, summary, text_condition, text_note
+from jaxdiff.study.probing import label_table
 from jaxdiff.study.reading import INPUT, Reading, invert_clips
 from jaxdiff.study.results import csv_rows, report_study, result_json
 from jaxdiff.workdir import Workdir
@@ -115,7 +116,7 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
             with work.stage("invert", model=name):
                 stores[name], bad = invert_clips(
                     pipeline, clips, cond, reading, folder, skip_bad_clips=config.skip_bad_clips,
-                    title=f"invert ({name})",
+                    metadata={"labels": label_table(clips)}, title=f"invert ({name})",
                 )  # fmt: skip
             skipped |= bad
         kept = whole_groups(clips, set.intersection(*(store.finished() for store in stores.values())))

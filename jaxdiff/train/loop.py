@@ -55,8 +55,8 @@ class TrainState:
 
     @classmethod
     def create(cls, params, recipe: Recipe) -> "TrainState":
-        # The average is a copy, not a second name: the step donates both.
-        ema = jax.tree.map(jnp.copy, params)
+        # The step donates both: neither may be a second name of the other, or of what the caller still holds.
+        params, ema = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, params)
         return cls(jnp.zeros((), jnp.int32), params, ema, recipe.optimizer().init(params))
 
 

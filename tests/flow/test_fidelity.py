@@ -58,7 +58,7 @@ def test_round_trip_tells_an_exact_inverse_from_an_approximate_one():
         np.testing.assert_allclose(errors["round_trip_rms"], np.sqrt(np.mean((x - back) ** 2, (1, 2, 3, 4))), rtol=1e-4)
         psnr[getattr(solver, "name", solver)] = errors["round_trip_psnr"]
     assert psnr["euler"].shape == (3,)
-    # The label shift is one iteration towards the implicit step (facts of DDIM inversion); the solved one is exact.
+    # The label shift is one iteration towards the implicit step; the solved one is exact.
     assert np.all(psnr["fixed_point"] > psnr["ddim_label"] + 30)
     assert np.all(psnr["fixed_point"] > 110)
     assert np.all(psnr["euler"] < 60)

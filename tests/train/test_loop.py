@@ -56,7 +56,9 @@ def test_another_seed_draws_other_batches():
     params, data = problem()
     other = Recipe(steps=7, learning_rate=1e-2, warmup=2, decay=0.5, seed=1)
     base = Recipe(steps=7, learning_rate=1e-2, warmup=2, decay=0.5, seed=0)
-    assert not np.array_equal(fit(regression, params, base, data).params["w"], fit(regression, params, other, data).params["w"])
+    assert not np.array_equal(
+        fit(regression, params, base, data).params["w"], fit(regression, params, other, data).params["w"]
+    )
 
 
 def test_the_callers_parameters_survive_training():

@@ -1,0 +1,164 @@
+"""The cases: each returns rows of a table, with the seconds behind them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import program
+from benchmarks.subject import (
+    Size,
+    abstract_pipeline,
+    diffusers_peer,
+    forward,
+    inputs,
+    random_pipeline,
+)
+from benchmarks.timing import MET, MISSED, Bar, paired
+from jaxdiff.flow import invert
+from jaxdiff.taps import Tap
+
+STEPS = 4
+TIMESTEP = 700.0
+TOLERANCE = 1e-4  # both are fp32 with sums in another order
+MEANS = (Tap("block_out", "mean"),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table. `witness` holds what noise cannot move."""
+
+    name: str
+    measured: str
+    bar: str
+    verdict: str
+    control: str = ""
+    witness: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def compare(name: str, a: Callable, b: Callable, bar: Bar, pairs: int, witness: dict[str, Any], **options) -> Row:
+    """A row for the ratio B over A."""
+    times = paired(a, b, pairs, **options)
+    ratio = times.ratio()
+    return Row(
+        name, str(ratio), str(bar), bar.verdict(ratio, pairs), str(times.control_ratio()), witness, times.as_json()
+    )
+
+
+def forward_case(size: Size, pairs: int) -> list[Row]:
+    """One forward: diffusers eager over ours, same weights, outputs compared first."""
+    pipeline, peer, to_numpy = diffusers_peer(size, TIMESTEP)
+    ours = forward(pipeline, size, TIMESTEP)
+    reference = to_numpy(peer())
+    error = float(np.abs(np.asarray(ours()) - reference).max() / np.abs(reference).max())
+    if not error <= TOLERANCE:
+        raise AssertionError(f"the outputs differ by {error:.2e} of the largest value, more than {TOLERANCE:g}")
+    latents, text = map(jnp.asarray, inputs(size))
+    compiled = jax.jit(lambda p, x, c: p.denoise(x, TIMESTEP, c)).lower(pipeline, latents, text).compile()
+    witness = {"relative_error": error, "flops_by_hand": size.flops(), **program.cost(compiled)}
+    return [compare("forward: diffusers / ours", ours, peer, Bar(1.6, at_least=True), pairs, witness)]
+
+
+def captures_case(size: Size, pairs: int) -> list[Row]:
+    """Inversion with the means of all blocks at every step, over the same without."""
+    pipeline = random_pipeline(size)
+    latents, text = map(jnp.asarray, inputs(size))
+    costs = {taps: program.cost(compile_inversion(pipeline, latents, text, taps)) for taps in ((), MEANS)}
+
+    def run(taps):
+        jax.block_until_ready(invert(pipeline, latents, text, steps=STEPS, taps=taps))
+
+    witness = {
+        "flops_loops_once": [costs[()]["flops_loops_once"], costs[MEANS]["flops_loops_once"]],
+        "temp_bytes": [costs[()]["temp_bytes"], costs[MEANS]["temp_bytes"]],
+    }
+    bare, read = functools.partial(run, ()), functools.partial(run, MEANS)
+    return [compare("inversion: with / without means", bare, read, Bar(1.03, at_least=False), pairs, witness)]
+
+
+def inversion_case(size: Size, pairs: int) -> list[Row]:
+    """An S-step Euler inversion over S forwards that are called one after the other."""
+    pipeline = random_pipeline(size)
+    latents, text = map(jnp.asarray, inputs(size))
+    once = forward(pipeline, size, TIMESTEP)
+
+    def forwards():
+        for _ in range(STEPS):
+            once()
+
+    def inversion():
+        jax.block_until_ready(invert(pipeline, latents, text, steps=STEPS))
+
+    evaluations = invert(pipeline, latents, text, steps=STEPS).evaluations
+    witness = {
+        "evaluations": evaluations,
+        "flops_by_hand": STEPS * size.flops(),
+        **program.cost(compile_inversion(pipeline, latents, text, ())),
+    }
+    name = f"inversion of {STEPS} steps / {STEPS} forwards"
+    return [compare(name, forwards, inversion, Bar(1.05, at_least=False), pairs, witness)]
+
+
+def compile_case(size: Size, pairs: int) -> list[Row]:
+    """Trace, lower and compile an inversion with means of 40 layers, over the same of 2; no cache."""
+    latents, text = map(jnp.asarray, inputs(size))
+    pipelines = {layers: abstract_pipeline(size, layers) for layers in (2, 40)}
+
+    def build(layers):
+        jax.clear_caches()  # traces of the last call too
+        return compile_inversion(pipelines[layers], latents, text, MEANS)
+
+    witness = {"hlo_instructions": [program.instructions(build(layers).as_text()) for layers in (2, 40)]}
+    few, many = functools.partial(build, 2), functools.partial(build, 40)
+    return [compare("compile: 40 / 2 layers", few, many, Bar(1.2, at_least=False), pairs, witness, warmup=1)]
+
+
+def program_case(size: Size, pairs: int) -> list[Row]:
+    """What the compiled inversion with means is made of; nothing is timed."""
+    pipeline = random_pipeline(size)
+    latents, text = map(jnp.asarray, inputs(size))
+    compiled = compile_inversion(pipeline, latents, text, MEANS)
+    hlo = compiled.as_text()
+    stacked = program.stacked_shapes(pipeline)
+    if "while(" not in hlo or not stacked:
+        raise AssertionError("the program has no loop or the network no stacked kernels: nothing to look at")
+    copies = program.made(hlo, stacked)
+    # One layer's kernels, with or without the axis that slicing leaves.
+    layer = {shape[1:] for shape in stacked} | {(1, *shape[1:]) for shape in stacked}
+    slices, transfers = program.made(hlo, layer), program.host_transfers(hlo)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(pipeline.transformer.params))
+    return [
+        Row(
+            "stacked weights made anew", str(sum(copies.values())), "== 0", MISSED if copies else MET,
+            witness={"stacked": copies, "one_layer": slices},
+        ),
+        Row("host transfers", str(transfers), "== 0", MISSED if transfers else MET),
+        Row(
+            "inversion program", f"{program.cost(compiled)['temp_bytes'] / 1e6:.1f} MB temporary", "", "",
+            witness={"weight_bytes": weights, "flops_by_hand": STEPS * size.flops(), **program.cost(compiled)},
+        ),
+    ]  # fmt: skip
+
+
+def compile_inversion(pipeline, latents, text, taps):
+    """The inversion as one compiled program; the weights are its arguments."""
+
+    def run(pipeline, latents, text):
+        trajectory = invert(pipeline, latents, text, steps=STEPS, taps=taps)
+        return trajectory.latents, trajectory.captured
+
+    return jax.jit(run).lower(pipeline, latents, text).compile()
+
+
+CASES: dict[str, Callable[[Size, int], list[Row]]] = {
+    "forward": forward_case,
+    "captures": captures_case,
+    "inversion": inversion_case,
+    "compile": compile_case,
+    "program": program_case,
+}

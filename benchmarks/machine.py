@@ -1,0 +1,63 @@
+"""The machine that numbers come from: ratios against MKL differ with the CPU's vendor."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(size: int = 2048) -> dict[str, Any]:
+    """CPU, cores, load, versions, and how fast torch's fp32 linear layer is here."""
+    import jax
+
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "load_average": list(os.getloadavg()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        **{name: _version(name) for name in ("jax", "flax", "torch", "diffusers", "numpy")},
+        "torch_linear_gflops": torch_linear_gflops(size),
+    }
+
+
+def torch_linear_gflops(size: int, repeats: int = 7) -> float | None:
+    """GFLOP/s of the best of `repeats` fp32 linear layers of width `size`; None without torch."""
+    if _version("torch") is None:
+        return None
+    import torch
+
+    torch.set_num_threads(cores())
+    x, layer = torch.ones(size, size), torch.nn.Linear(size, size)
+    best = float("inf")
+    with torch.inference_mode():
+        layer(x)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            layer(x)
+            best = min(best, time.perf_counter() - start)
+    return round(2 * size**3 / best / 1e9, 1)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

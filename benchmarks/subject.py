@@ -1,0 +1,141 @@
+"""What is timed: a mid-sized Wan transformer of ours, and the same weights in diffusers."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxdiff
+from benchmarks.machine import cores
+from jaxdiff.flow.schedule import Schedule
+from jaxdiff.models.network import Network
+from jaxdiff.models.wan.family import Wan
+from jaxdiff.models.wan.transformer import WanTransformer, WanTransformerConfig
+from jaxdiff.pipeline import Pipeline
+
+SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "num_train_timesteps": 1000,
+    "solver_order": 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A model and the latents that it sees."""
+
+    config: WanTransformerConfig
+    latents: tuple[int, ...]  # [B, T', H', W', C]
+    text: tuple[int, ...]  # [B, N, text_dim]
+
+    @property
+    def tokens(self) -> int:
+        return int(np.prod(self.latents[:-1])) // int(np.prod(self.config.patch_size)) // self.latents[0]
+
+    def flops(self) -> int:
+        """Multiply-adds of one forward's matmuls, times two; by hand, as cost analysis counts a loop once."""
+        c, s, n = self.config, self.tokens, self.text[1]
+        d = c.width
+        self_attention = 4 * s * d * d + 2 * s * s * d
+        cross_attention = (2 * s + 2 * n) * d * d + 2 * s * n * d
+        blocks = c.num_layers * (self_attention + cross_attention + 2 * s * d * c.ffn_dim)
+        patch = int(np.prod(c.patch_size)) * c.in_channels
+        ends = 2 * s * patch * d + n * (c.text_dim * d + d * d) + c.freq_dim * d + 7 * d * d
+        return 2 * self.latents[0] * (blocks + ends)
+
+
+MID = Size(
+    WanTransformerConfig(
+        num_attention_heads=6, attention_head_dim=64, ffn_dim=1536, num_layers=8, text_dim=128, rope_max_seq_len=64
+    ),
+    (1, 5, 32, 32, 16),
+    (1, 64, 128),
+)
+# Only to see that the benchmarks run; a number of this size says nothing.
+TINY = Size(
+    WanTransformerConfig(
+        num_attention_heads=2, attention_head_dim=16, ffn_dim=64, num_layers=3, text_dim=16, rope_max_seq_len=32
+    ),
+    (1, 2, 8, 8, 16),
+    (1, 8, 16),
+)
+
+
+def inputs(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Latents and text, standard normal float32."""
+    rng = np.random.default_rng(0)
+    return (
+        rng.standard_normal(size.latents).astype(np.float32),
+        rng.standard_normal(size.text).astype(np.float32),
+    )
+
+
+def random_pipeline(size: Size) -> Pipeline:
+    """A pipeline with random float32 weights."""
+    return Pipeline(Network.init(WanTransformer, size.config, 0), Wan(), Schedule.from_config(SCHEDULER))
+
+
+def abstract_pipeline(size: Size, layers: int) -> Pipeline:
+    """A pipeline of `layers` blocks without memory, for compiling only."""
+    config = dataclasses.replace(size.config, num_layers=layers)
+    return Pipeline(Network.abstract(WanTransformer, config), Wan(), Schedule.from_config(SCHEDULER))
+
+
+def forward(pipeline: Pipeline, size: Size, timestep: float) -> Callable[[], jax.Array]:
+    """Our forward; returns when the output is there."""
+    latents, text = map(jax.numpy.asarray, inputs(size))
+    return lambda: jax.block_until_ready(pipeline.denoise(latents, timestep, text))
+
+
+def diffusers_peer(size: Size, timestep: float) -> tuple[Pipeline, Callable[[], Any], Callable[[Any], np.ndarray]]:
+    """diffusers' eager fp32 transformer, and our pipeline loaded from the folder that it saved.
+
+    Returns
+    -------
+    pipeline : ours, the same weights
+    run : one forward of the peer, in inference mode, on all cores, its inputs ready as torch tensors
+    to_numpy : the peer's output as [B, T', H', W', C]
+    """
+    import torch
+    from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+
+    torch.set_num_threads(cores())
+    names = {field.name for field in dataclasses.fields(size.config)}
+    model = WanTransformer3DModel(**{name: getattr(size.config, name) for name in names}).eval()
+    # Default initialisations hide differences: gains of exactly one, biases of zero.
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            fan_in = int(np.prod(value.shape[1:]))
+            value.copy_(noise / fan_in**0.5 if value.ndim > 1 else value + 0.1 * noise)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder / "transformer")
+        UniPCMultistepScheduler.from_config(SCHEDULER).save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "WanPipeline",
+            "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index))
+        pipeline = jaxdiff.load(folder, dtype=jax.numpy.float32)
+        jax.block_until_ready(pipeline.transformer.params)
+
+    latents, text = map(torch.from_numpy, inputs(size))
+    latents = latents.permute(0, 4, 1, 2, 3).contiguous()
+    when = torch.full((size.latents[0],), timestep)
+
+    @torch.inference_mode()
+    def run():
+        return model(latents, when, text, return_dict=False)[0]
+
+    return pipeline, run, lambda output: output.permute(0, 2, 3, 4, 1).numpy()

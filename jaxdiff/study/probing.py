@@ -1,0 +1,108 @@
+"""`experiments.probe`: a store of an earlier inversion, probed without running the model again."""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.data.clip import Clip
+from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.report import probe_csv, write_report
+from jaxdiff.store import ActivationStore
+from jaxdiff.study.analysis import Labels, Protocol, Source, analyse
+from jaxdiff.study.features import stored_features
+from jaxdiff.study.reading import INPUT
+from jaxdiff.study.results import csv_rows, report_study, result_json
+from jaxdiff.workdir import Workdir
+
+COLUMNS = ("clip", "possible", "group", "category")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """See the flags of `experiments.probe`."""
+
+    store: Path
+    labels: Path | None = None
+    outer: int = 5
+    inner: int = 4
+    repeats: int = 1
+    seed: int = 0
+
+
+def label_table(clips: Sequence[Clip]) -> list[list[Any]]:
+    """Rows (clip, possible, group, category) for a store's metadata, from which it can be probed again."""
+    return [[clip.name, clip.possible, clip.group, clip.category] for clip in clips]
+
+
+def read_labels(path: Path) -> dict[str, tuple[bool, str, str]]:
+    """A csv with the columns clip, possible (0 or 1), group and category: clip -> (possible, group, category).
+
+    Raises
+    ------
+    MissingDataError : the file or a column is absent, or a label is neither 0 nor 1.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise MissingDataError(f"--labels={path} cannot be read: {error}") from None
+    missing = [name for name in COLUMNS if rows and name not in rows[0]]
+    if not rows or missing:
+        raise MissingDataError(f"--labels={path} needs the columns {', '.join(COLUMNS)}; missing: {missing or 'all'}")
+    for row in rows:
+        if row["possible"] not in ("0", "1"):
+            raise MissingDataError(f"--labels={path}: possible is {row['possible']!r} for {row['clip']}; use 0 or 1")
+    return {row["clip"]: (row["possible"] == "1", row["group"], row["category"]) for row in rows}
+
+
+def run_probe(config: ProbeConfig, workdir: Path) -> None:
+    """Probe every array of the store under the corrected protocol, with shuffled labels as its control."""
+    store = ActivationStore.open(config.store)
+    if config.labels is not None:
+        table = read_labels(config.labels)
+    else:
+        stored = store.metadata.get("labels")
+        if not stored:
+            raise ConfigError(f"{config.store} holds no labels; give --labels=FILE.csv ({', '.join(COLUMNS)})")
+        table = {name: (bool(possible), group, category) for name, possible, group, category in stored}
+    names = store.names
+    kept = [i for i in sorted(store.finished()) if names[i] in table]
+    if not kept:
+        raise MissingDataError(f"none of the {len(names)} clips of {config.store} has a label")
+    found = [table[names[i]] for i in kept]
+    labels = Labels(np.array([f[0] for f in found]), np.array([f[1] for f in found]), np.array([f[2] for f in found]))
+    features = stored_features(store, kept)
+    states = features.only([name for name in features.arrays if not name.startswith(f"{INPUT}.")])
+    entering = features.only([name for name in features.arrays if name.startswith(f"{INPUT}.")])
+    sources = [
+        Source("states", "stored states", "states", "trained", states, "all blocks and noise levels"),
+        Source("shuffled", "shuffled labels", "null", "trained", states, "labels permuted inside scenes", True),
+    ]
+    if entering.arrays:
+        sources.append(Source("input", "what enters block 0", "comparison", "trained", entering))
+    protocol = Protocol(outer=config.outer, inner=config.inner, repeats=config.repeats, seed=config.seed)
+    sigmas = store.metadata["sigmas"]
+    with Workdir(workdir, config) as work:
+        if work.done:
+            print(f"{workdir} is complete; nothing to do")
+            return
+        with work.stage("probe", clips=len(kept)):
+            answers = analyse(sources, labels, protocol)
+        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, {}, sigmas, config.seed))
+        result = result_json(answers, labels, {}, sigmas, config.seed)
+        work.write_result({**result, "clips": len(kept), "scenes": len(set(labels.groups.tolist()))})
+        study = dataclasses.replace(
+            report_study(answers, labels, {}, sigmas, config.seed),
+            title=f"Linear probes on {config.store}",
+            config=work.config,
+            environment=work.sessions()[-1],
+            command=" ".join(map(str, work.sessions()[-1]["command"])),
+        )
+        write_report(workdir / "report.html", study)
+        work.finish(("result.json", "probe.csv"))
+    states_entry = result["headline"]["states"]
+    print(f"states {100 * states_entry['value']:.1f} % -> {workdir / 'report.html'}")
