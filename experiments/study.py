@@ -13,8 +13,8 @@ from pathlib import Path
 from experiments._flags import setting
 from experiments._main import run_binary
 
-NANO = {"frames": 17, "size": 32, "steps": 20, "clips_per_device": 48}
-REAL = {"frames": 81, "size": 256, "steps": 100, "clips_per_device": 1}
+NANO = {"frames": 17, "size": 32, "steps": 20, "clips_per_device": 48, "fidelity_clips": 2}
+REAL = {"frames": 81, "size": 256, "steps": 100, "clips_per_device": 1, "fidelity_clips": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Config:
     steps: int | None = setting(None, "Steps of the inversion; default 20 for nano, 100 else.")
     solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point or ddim_label.")
     taps: tuple[str, ...] = setting(("block_out.mean",), "site.reducer names, comma-separated.")
-    capture_sigmas: tuple[float, ...] = setting(
-        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "Noise levels to read at; 0 is the clean latent."
+    capture_sigmas: tuple[float, ...] | None = setting(
+        None, "Noise levels to read at, 0 (the clean latent) among them; default: 0, 0.1, ... 0.9, or next to them."
     )
     prompt: str = setting("", "Prompt; needs the folder's text encoder.")
     text_embeddings: str | None = setting(None, "FILE.npy with embeddings [N, text_dim], or zeros; replaces --prompt.")
@@ -42,7 +42,9 @@ class Config:
     stream: bool = setting(False, "Write captures while the program runs.")
     untrained: bool = setting(True, "Run the untrained control: the same network with random weights, gates open.")
     noised: bool = setting(True, "Run the comparison without inversion, and the surprise by denoising loss.")
-    fidelity_clips: int = setting(4, "Clips whose round trip and self-convergence are measured.")
+    fidelity_clips: int | None = setting(
+        None, "Clips whose round trip and self-convergence are measured; default 2 for nano, 4 else."
+    )
     scenes: int = setting(60, "Generated scenes in each of the three categories.")
     seed: int = setting(0, "Seed of folds, permutations, bootstraps, noise and the untrained weights.")
     world_seed: int = setting(0, "Seed of the generated scenes.")
@@ -54,12 +56,14 @@ class Config:
 
 def run(config: Config, workdir: Path) -> None:
     """Fill in the model's defaults and run."""
-    from jaxdiff.study.study import StudyConfig, run_study
+    from jaxdiff.study.study import LEVELS, StudyConfig, nano_levels, run_study
 
     values = dataclasses.asdict(config)
     for name, default in (NANO if config.model == "nano" else REAL).items():
         if values[name] is None:
             values[name] = default
+    if values["capture_sigmas"] is None:
+        values["capture_sigmas"] = LEVELS if config.model != "nano" else nano_levels(values["steps"])
     run_study(StudyConfig(**values), workdir)
 
 

@@ -13,6 +13,7 @@ from jaxdiff.data.clip import Clip
 from jaxdiff.data.intphys import load_intphys
 from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.flow.schedule import UniPCFlow
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.report import probe_csv, write_report
 from jaxdiff.store import ActivationStore
@@ -32,6 +33,12 @@ WORLD = "world"
 
 # Noise levels that are common to all models; 0 is the clean latent, before any step is taken.
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def nano_levels(steps: int) -> tuple[float, ...]:
+    """The points of the nano model's own grid nearest to `LEVELS`, so that reading there adds no steps."""
+    grid = UniPCFlow(shift=1.0).grid(steps)
+    return tuple(sorted({float(grid[np.argmin(np.abs(grid - level))]) for level in LEVELS}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,7 +139,7 @@ class BackboneTraining:
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     structure: str = "plausible"
     batch: int = 32
-    clips: int = 16384
+    clips: int = 12288
     logit_mean: float = 0.5
     prompt_dropout: float = 0.5
 

@@ -19,7 +19,7 @@ from jaxdiff.models.layers import Linear
 # Up to this many input channels the time taps of a causal convolution are laid side by side as channels; wider ones
 # are added up tap by tap, which needs no copy of the input and is as fast there.
 _NARROW = 32
-# Half of the smallest square that float32 holds comfortably: a zero vector stays zero, with a zero gradient.
+# Lengths below 1e-12 count as 1e-12, as in the reference: a zero vector stays zero, with a finite gradient.
 _TINY = 1e-24
 
 
