@@ -60,7 +60,7 @@ def forward_case(size: Size, pairs: int) -> list[Row]:
         raise AssertionError(f"the outputs differ by {error:.2e} of the largest value, more than {TOLERANCE:g}")
     latents, text = map(jnp.asarray, inputs(size))
     compiled = jax.jit(lambda p, x, c: p.denoise(x, TIMESTEP, c)).lower(pipeline, latents, text).compile()
-    witness = {"relative_error": error, "flops_by_hand": size.flops(), **program.cost(compiled)}
+    witness = {"relative_error": float(f"{error:.3g}"), "flops_by_hand": size.flops(), **program.cost(compiled)}
     return [compare("forward: diffusers / ours", ours, peer, Bar(1.6, at_least=True), pairs, witness)]
 
 

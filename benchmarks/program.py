@@ -13,9 +13,17 @@ NAMING = {"parameter", "get-tuple-element", "bitcast"}  # they name what is ther
 
 
 def made(hlo: str, shapes: set[tuple[int, ...]]) -> dict[str, int]:
-    """How many instructions of which kind produce arrays of these shapes."""
+    """How many instructions of which kind produce arrays of these shapes.
+
+    Insides of fusions are left out: only a fusion's result is written to memory, and it counts as `fusion`.
+    """
     found: dict[str, int] = {}
+    fused = False
     for line in hlo.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            fused = "fused_computation" in line.split(" ", 1)[0]
+        if fused:
+            continue
         match = INSTRUCTION.match(line)
         if match and match[2] not in NAMING and tuple(int(n) for n in match[1].split(",") if n) in shapes:
             found[match[2]] = found.get(match[2], 0) + 1

@@ -92,7 +92,8 @@ def abstract_pipeline(size: Size, layers: int) -> Pipeline:
 def forward(pipeline: Pipeline, size: Size, timestep: float) -> Callable[[], jax.Array]:
     """Our forward; returns when the output is there."""
     latents, text = map(jax.numpy.asarray, inputs(size))
-    return lambda: jax.block_until_ready(pipeline.denoise(latents, timestep, text))
+    when = jax.numpy.full(size.latents[0], timestep, jax.numpy.float32)
+    return lambda: jax.block_until_ready(pipeline.denoise(latents, when, text))
 
 
 def diffusers_peer(size: Size, timestep: float) -> tuple[Pipeline, Callable[[], Any], Callable[[Any], np.ndarray]]:
