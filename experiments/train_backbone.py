@@ -24,9 +24,9 @@ class Config:
     config: str = setting("nano", "Named configuration; nano is the only one.")
     structure: str = setting("plausible", "plausible, or independent for the structure-less control.")
     seed: int = setting(0, "Seed of initialisation, data and noise.")
-    steps: int = setting(1100, "Optimiser steps.")
+    steps: int = setting(2400, "Optimiser steps.")
     batch: int = setting(32, "Clips per step.")
-    clips: int = setting(12288, "Training clips, encoded once before the first step.")
+    clips: int = setting(16384, "Training clips, encoded once before the first step.")
 
 
 def run(config: Config, workdir: Path) -> None:

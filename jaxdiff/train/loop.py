@@ -22,7 +22,7 @@ class Recipe:
     `decay` fraction of the steps.
     """
 
-    steps: int = 1100
+    steps: int = 2400
     learning_rate: float = 2e-3
     warmup: int = 30
     decay: float = 0.4

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ _HELD_OUT, _LATENTS = 1_000_003, 2_000_003
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stretch of a VAE's training: pieces of `crop` x `crop` pixels and the first `frames` frames, `batch` a step."""
+    """One stretch of a VAE's training: pieces of `crop` x `crop` pixels and `frames` frames, `batch` a step."""
 
     recipe: Recipe
     batch: int
@@ -33,10 +34,10 @@ class Stage:
 
 
 # Many small pieces first, because a scene's colours are the same all over it: what is scarce is scenes, not pixels.
-# Then larger ones over the whole length, for what only shows there.
+# Then larger ones, which have fewer borders. Five frames hold both kinds of latent frame, of one and of four frames.
 _STAGES = (
-    Stage(Recipe(steps=1600, learning_rate=2.5e-3, decay=0.5, ema=0.99), batch=40, crop=8, frames=5),
-    Stage(Recipe(steps=1200, learning_rate=1e-3, decay=0.7, ema=0.99), batch=4, crop=16, frames=17),
+    Stage(Recipe(steps=3000, learning_rate=2.5e-3, decay=0.5, ema=0.99), batch=40, crop=8, frames=5),
+    Stage(Recipe(steps=1500, learning_rate=1e-3, decay=0.7, ema=0.99), batch=12, crop=16, frames=5),
 )
 
 
@@ -62,19 +63,22 @@ def train_vae(
 ) -> tuple[Network, dict[str, float]]:
     """Train the VAE; then measure the latents' mean and standard deviation per channel, which go into its config.
 
+    Every latent frame describes its own video frames and no others: see `present_only`.
+
     Returns
     -------
     network : the averaged weights
     measured : "psnr" in dB (peak 2, mean over held-out clips of each structure) and "clips"
     """
     start = Network.init(WanVAE, config.model, config.seed)
-    params, done = start.params, 0
+    params, done = present_only(start.params), 0
     for number, stage in enumerate(config.stages):
 
         def loss(params, data, key, stage=stage):
             data_key, crop_key, key = jax.random.split(key, 3)
-            video = _cropped(crop_key, _mixed(data_key, config.world, stage.batch), stage.crop)[:, : stage.frames]
-            return autoencoder_loss(start.replace(params), video, key, kl_weight=config.kl_weight)
+            video = _pieces(crop_key, _mixed(data_key, config.world, stage.batch), stage.frames, stage.crop)
+            present = start.replace(present_only(with_past(params)))  # also keeps the zero taps of resampling at zero
+            return autoencoder_loss(present, video, key, kl_weight=config.kl_weight)
 
         def counted(step, metrics, done=done):
             report(done + step, metrics)
@@ -83,7 +87,36 @@ def train_vae(
         folder = None if workdir is None else workdir / f"stage{number}"
         params = fit(loss, params, recipe, (), workdir=folder, report=counted).ema
         done += recipe.steps
-    return _measure(start.replace(params), config)
+    return _measure(start.replace(with_past(params)), config)
+
+
+def present_only(params: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a VAE without the taps that reach into the past: causal kernels [3, 3, 3, in, out] keep the last.
+
+    A causal VAE may let a latent frame depend on all frames before it, and a trained one does: its latents then carry
+    the *combination* of before and after, which the study asks the transformer for. With these weights nothing but the
+    transformer can combine two latent frames. `with_past` puts zeros in the place of what was left out.
+    """
+    return _map_kernels(params, lambda kernel: kernel[-1:])
+
+
+def with_past(params: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `present_only`, with zero taps; resampling in time never sees the latent frame before."""
+    return _map_kernels(params, lambda kernel: jnp.pad(kernel, ((2, 0), *[(0, 0)] * 4)))
+
+
+def _map_kernels(params, f):
+    """`f` on the kernels of causal convolutions, except those that resample in time: these lose only taps that cross
+    the border between two latent frames (all but two of a downsampling, all but one of an upsampling)."""
+
+    def one(path, leaf):
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if "time_conv" in names and leaf.ndim == 5:
+            return leaf.at[: -2 if "encoder" in names else -1].set(0.0)
+        causal = leaf.ndim == 5 and leaf.shape[1:3] == (3, 3)
+        return f(leaf) if causal else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _mixed(key, world, batch):
@@ -95,10 +128,14 @@ def _mixed(key, world, batch):
     return worlds.normalise(jnp.concatenate(halves))
 
 
-def _cropped(key, video, size):
+def _pieces(key, video, frames, size):
+    """Of every clip, `frames` consecutive frames and a square, both anywhere."""
+
     def one(clip, key):
-        top, left = jax.random.randint(key, (2,), 0, clip.shape[1] - size + 1)
-        return jax.lax.dynamic_slice(clip, (0, top, left, 0), (clip.shape[0], size, size, 3))
+        lengths = (frames, size, size)
+        room = jnp.array([n - m + 1 for n, m in zip(clip.shape, lengths, strict=False)])
+        start = jax.random.randint(key, (3,), 0, room)
+        return jax.lax.dynamic_slice(clip, (*start, 0), (*lengths, 3))
 
     return jax.vmap(one)(video, jax.random.split(key, len(video)))
 
@@ -139,7 +176,7 @@ class BackboneTraining:
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
     structure: str = "plausible"
     batch: int = 32
-    clips: int = 12288
+    clips: int = 16384
     logit_mean: float = 0.5
     prompt_dropout: float = 0.5
 

@@ -79,7 +79,7 @@ class WanTransformerConfig(ConfigFromDict):
             text_dim=16,
             freq_dim=64,
             ffn_dim=512,
-            num_layers=6,
+            num_layers=5,
             rope_max_seq_len=64,
         )
 
