@@ -72,7 +72,7 @@ def run_binary(run: Callable[..., int | None], config_class: type, *, workdir: b
         return rest
 
     def main(_: list[str]) -> NoReturn:
-        if flags.FLAGS["verbosity"].using_default_value:
+        if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # jax logs every backend that it does not find
         sys.exit(guarded(lambda: _call(run, config_class, workdir), debug=flags.FLAGS.debug))
 

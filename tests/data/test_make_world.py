@@ -33,7 +33,7 @@ def test_it_writes_what_the_loader_reads(tmp_path):
     ("flag", "told"),
     [
         ("--frames=16", "4k+1"),
-        ("--sizes=32", "Unknown command line flag 'sizes'"),
+        ("--sizes=32", "did you mean --size"),
         ("--layout=imagenet", "imagenet"),
         ("extra", "extra"),
     ],
