@@ -37,12 +37,31 @@ $(VENV)/.installed-torch: $(VENV)/.installed
 	@touch $@
 
 demo: env
-	$(PY) -m experiments.study --model=nano --workdir=runs/demo
+	$(PY) -m experiments.study --model=nano --time_budget=170 --workdir=runs/demo
+
+# The full nano study: one VAE, a pair of transformers for each of three fresh training seeds, each pair on three worlds
+# that nothing was developed on, and all nine runs in one report. Interrupted, it goes on where it stopped.
+STUDY := runs/study
+STUDY_SEEDS := 1 2 3
+STUDY_WORLDS := 100 101 102
+COMMA := ,
+EMPTY :=
 
 study: env
-	for seed in 100 101 102; do \
-	  $(PY) -m experiments.study --model=nano --scenes=160 --world_seed=$$seed --workdir=runs/study/world$$seed || exit; \
+	$(PY) -m experiments.train_vae --workdir=$(STUDY)/vae
+	set -e; for seed in $(STUDY_SEEDS); do \
+	  for structure in plausible independent; do \
+	    $(PY) -m experiments.train_backbone --vae=$(STUDY)/vae/vae --structure=$$structure --seed=$$seed \
+	      --workdir=$(STUDY)/seed$$seed/$$structure; \
+	  done; \
+	  for world in $(STUDY_WORLDS); do \
+	    $(PY) -m experiments.study --config=nano --model=$(STUDY)/seed$$seed/plausible/pipeline \
+	      --structureless=$(STUDY)/seed$$seed/independent/pipeline --seed=$$seed --scenes=160 --world_seed=$$world \
+	      --workdir=$(STUDY)/seed$$seed-world$$world; \
+	  done; \
 	done
+	$(PY) -m experiments.aggregate --workdir=$(STUDY)/all --studies=$(subst $(EMPTY) ,$(COMMA),$(strip \
+	  $(foreach seed,$(STUDY_SEEDS),$(foreach world,$(STUDY_WORLDS),$(STUDY)/seed$(seed)-world$(world)))))
 
 test: env
 	$(PY) -m pytest

@@ -23,6 +23,7 @@ class Config:
     inner: int = setting(4, "Inner folds.")
     repeats: int = setting(1, "Times that the outer folds are redrawn.")
     seed: int = setting(0, "Seed of folds, permutations and bootstraps.")
+    published_seeds: int = setting(3, "Splits of the published protocol, run beside the corrected one; 0: none.")
 
 
 def run(config: Config, workdir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxdiff import taps as taps_lib
 from jaxdiff.conditioning import Conditioning, as_conditioning
-from jaxdiff.errors import MissingDataError
+from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.models.network import Network
+from jaxdiff.models.text.prompt import TextEncoder
 
 
 def load(folder: str | Path, *, dtype=None, mesh=None) -> "Pipeline":
@@ -38,8 +40,8 @@ def load(folder: str | Path, *, dtype=None, mesh=None) -> "Pipeline":
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["transformer", "vae", "text_encoder"],
-    meta_fields=["family", "schedule"],
+    data_fields=["transformer", "vae"],
+    meta_fields=["family", "schedule", "text_encoder"],
 )
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
@@ -52,7 +54,7 @@ class Pipeline:
     family: Any
     schedule: Any
     vae: Network | None = None
-    text_encoder: Network | None = None
+    text_encoder: TextEncoder | None = None  # its weights are not here: `condition` reads them when it needs them
 
     # ------------------------------------------------------------------------------------------ video <-> latents
 
@@ -85,22 +87,66 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------ conditioning
 
-    def condition(self, prompt: str | None = None, image=None, fps: float | None = None, *, text=None) -> Conditioning:
-        """Build a `Conditioning` from a prompt (needs the folder's text encoder) or from ready `text` embeddings.
+    def condition(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        image=None,
+        fps: float | None = None,
+        *,
+        text=None,
+        text_mask=None,
+        max_length: int | None = None,
+    ) -> Conditioning:
+        """Build a `Conditioning` from prompts (needs the folder's text encoder) or from ready embeddings.
+
+        Prompts are cleaned, padded and masked as the published pipeline of this family does it. Embeddings are kept in
+        $JAXDIFF_CACHE (default ~/.cache/jaxdiff; nothing is kept if it is set to nothing), and the encoder's weights,
+        up to tens of gigabytes, are read only while a prompt needs them: give many prompts in one call. They go
+        where `load` put the transformer, or to the device of `jax.default_device`.
+
+        For guidance, condition on the negative prompt likewise: ``sample(..., negative=pipeline.condition(""))``.
+
+        Parameters
+        ----------
+        prompt : one text, or B of them
+        image : [B, T', H', W', C] encoded first frame(s), for image-to-video families
+        fps : frames per second
+        text : [B, N, text_dim], embeddings instead of a prompt
+        text_mask : [B, N] bool, True at the real tokens of `text`, for families that mask
+        max_length : N, instead of the family's; the empty rest is padded.
+
+        Returns
+        -------
+        Conditioning with text float32 [B, N, text_dim]
 
         Raises
         ------
-        MissingDataError : a prompt was given and this pipeline has no text encoder.
+        MissingDataError : a prompt was given and the folder has no text encoder.
+        CheckpointError : text_encoder/ or tokenizer/ cannot be read.
+        ConfigError : neither or both of `prompt` and `text`.
         """
-        if text is None and self.text_encoder is None:
-            raise MissingDataError(
-                f"cannot embed the prompt {prompt!r}: this pipeline has no text encoder (its port is not part of "
-                "this version). Pass text embeddings computed elsewhere: condition(text=array [B, N, "
-                f"{self.transformer.config.text_dim}]), or --text_embeddings=FILE.npy|zeros on the command line; "
-                "zeros is not the same as the empty prompt"
-            )
-        cond = Conditioning(text=jnp.asarray(text), image_latents=image, fps=fps)
-        return cond
+        if (prompt is None) == (text is None):
+            raise ConfigError("condition takes a prompt or text embeddings, one of the two; the empty prompt is ''")
+        if prompt is not None:
+            if self.text_encoder is None:
+                raise MissingDataError(
+                    f"cannot embed the prompt {prompt!r}: the checkpoint folder has no text encoder (text_encoder/ and "
+                    "tokenizer/). Pass text embeddings computed elsewhere: condition(text=array [B, N, "
+                    f"{self.transformer.config.text_dim}]), or --text_embeddings=FILE.npy|zeros on the command line; "
+                    "zeros is not the same as the empty prompt"
+                )
+            from ports.folder import load_text_encoder  # as in `load`
+
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            convention = self.family.text
+            text, mask = self.text_encoder.embed(prompts, convention, load_text_encoder, max_length)
+            text_mask = mask if convention.pass_mask else None
+        return Conditioning(
+            text=jnp.asarray(text),
+            text_mask=None if text_mask is None else jnp.asarray(text_mask, bool),
+            image_latents=image,
+            fps=fps,
+        )
 
     # ------------------------------------------------------------------------------------------ the network
 
@@ -160,22 +206,29 @@ class Pipeline:
         taps_lib.check(taps, edits, tap_sites(self), self.transformer.config.num_layers)
         label = sigma if label is None else label
         timestep = jnp.broadcast_to(jnp.asarray(self.schedule.timestep(label), jnp.float32), (latents.shape[0],))
+        state = self.schedule.to_network(latents, sigma)
         output, captured = self.family.denoise(
-            self.transformer, latents, timestep, cond, taps=taps, edits=edits, sigma=sigma, key=key
+            self.transformer, state, timestep, cond, taps=taps, edits=edits, sigma=sigma, key=key
         )
-        return output.astype(jnp.float32), captured
+        return self.schedule.velocity(output, latents, sigma), captured
 
     def tap_shapes(
-        self, taps: tuple[taps_lib.Tap, ...], latents_shape: tuple[int, ...]
+        self, taps: tuple[taps_lib.Tap, ...], latents_shape: tuple[int, ...], cond: Conditioning | None = None
     ) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of every captured array of one evaluation, [rows, B, ...], without running anything."""
-        text = jax.ShapeDtypeStruct((1, 1, self.transformer.config.text_dim), jnp.float32)
+        """Shape and dtype of every captured array of one evaluation, [rows, B, ...], without running anything.
+
+        `cond` may hold shapes instead of arrays; without it a text of one token stands for it, which is not enough for
+        families that need more than a text.
+        """
+        if cond is None:
+            text: Any = jax.ShapeDtypeStruct((1, 1, self.transformer.config.text_dim), jnp.float32)
+            cond = Conditioning(text=text)
         latents = jax.ShapeDtypeStruct(tuple(latents_shape), jnp.float32)
 
-        def captured(pipeline, latents, text):
-            return pipeline.evaluate(latents, 0.5, Conditioning(text=text), taps=taps)[1]
+        def captured(pipeline, latents, cond):
+            return pipeline.evaluate(latents, 0.5, cond, taps=taps)[1]
 
-        return jax.eval_shape(captured, self, latents, text)
+        return jax.eval_shape(captured, self, latents, cond)
 
 
 def tap_sites(pipeline: Pipeline) -> tuple[str, ...]:

@@ -6,7 +6,7 @@
     transformer/config.json             architecture, and *.safetensors (single or sharded) beside it
     vae/config.json                     the same
     scheduler/scheduler_config.json     the noise schedule
-    text_encoder/, tokenizer/           not read
+    text_encoder/, tokenizer/           opened by the first prompt, see `jaxdiff.models.text`
 
 Everything that can be wrong is looked for before the first weight is read: the layout, unknown classes and
 configuration keys, the header of every weight file, and every tensor's name and shape.
@@ -15,7 +15,7 @@ configuration keys, the header of every weight file, and every tensor's name and
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.errors import CheckpointError, ConfigError
-from jaxdiff.flow.schedule import Schedule
+from jaxdiff.flow.schedule import FlowMatchEuler, Schedule
 from jaxdiff.models.network import Network
+from jaxdiff.models.text.prompt import TextEncoder
 from jaxdiff.pipeline import Pipeline
-from ports.families import FAMILIES, PORTS, Family, Port
+from ports.families import FAMILIES, PORTS, TEXT_ENCODERS, Family, Port
 from ports.safetensors_reader import Checkpoint
 from ports.table import Table, load_params, partition_specs, plan
 
@@ -53,6 +54,7 @@ class Folder:
     family: Family
     schedule: Schedule
     components: dict[str, Component]
+    has_text: bool
 
 
 def load_pipeline(folder: str | Path, *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None) -> Pipeline:
@@ -81,7 +83,10 @@ def load_pipeline(folder: str | Path, *, dtype: Any = None, mesh: jax.sharding.M
     target = _dtype(dtype, mesh)
     opened = open_folder(folder)
     networks = {name: _read(component, target, mesh) for name, component in opened.components.items()}
-    return Pipeline(family=opened.family.drive, schedule=opened.schedule, **networks)
+    # T5's activations overflow in float16; bfloat16 has float32's range.
+    kept = jnp.bfloat16 if target == jnp.float16 else target
+    text = TextEncoder(opened.path.absolute(), jnp.dtype(kept).name, mesh) if opened.has_text else None
+    return Pipeline(family=opened.family.drive, schedule=opened.schedule, text_encoder=text, **networks)
 
 
 def load_network(folder: str | Path, *, dtype: Any = None) -> Network:
@@ -95,6 +100,17 @@ def load_network(folder: str | Path, *, dtype: Any = None) -> Network:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     return _read(_component(path, PORTS), _dtype(dtype, None), None)
+
+
+def load_text_encoder(source: TextEncoder) -> Network:
+    """The weights of a folder's text encoder.
+
+    Raises
+    ------
+    CheckpointError, ConfigError : as `load_pipeline`.
+    """
+    component = _component(source.folder / "text_encoder", TEXT_ENCODERS)
+    return _read(component, jnp.dtype(source.dtype), source.mesh)
 
 
 def _read(component: Component, dtype: Any, mesh: jax.sharding.Mesh | None) -> Network:
@@ -118,7 +134,7 @@ def open_folder(folder: str | Path) -> Folder:
     index = _read_index(path)
     family = _family(path, index)
     _check_index(path, index, family)
-    schedule = _schedule(path)
+    schedule = _schedule(path, family)
     components, problems = {}, []
     for name, ports in family.ports.items():
         if not (path / name).is_dir() or (name in index and _class_name(index[name]) is None):
@@ -131,7 +147,11 @@ def open_folder(folder: str | Path) -> Folder:
             problems.append(str(error))
     if problems:
         raise CheckpointError("\n".join(problems))
-    return Folder(path, family, schedule, components)
+    has_text = all(
+        (path / name).is_dir() and _class_name(index.get(name, name)) is not None
+        for name in ("text_encoder", "tokenizer")
+    )
+    return Folder(path, family, schedule, components, has_text)
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -189,12 +209,15 @@ def _class_name(entry: Any) -> str | None:
     return None if name is None else str(name)
 
 
-def _schedule(path: Path) -> Schedule:
+def _schedule(path: Path, family: Family) -> Schedule:
     file = path / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise CheckpointError(f"{path}: has no scheduler/scheduler_config.json")
     try:
-        return Schedule.from_config(_read_json(file))
+        schedule = Schedule.from_config(_read_json(file))
+        if isinstance(schedule, FlowMatchEuler):
+            schedule = replace(schedule, spacing=family.spacing)
+        return schedule
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
@@ -204,7 +227,8 @@ def _component(path: Path, ports: Mapping[str, Port]) -> Component:
     if not file.is_file():
         raise CheckpointError(f"{path}: has no config.json")
     values = _read_json(file)
-    name = str(values.get("_class_name"))
+    # transformers writes a list where diffusers writes a name
+    name = str(values.get("_class_name") or (values.get("architectures") or [None])[0])
     if name not in ports:
         raise CheckpointError(f"{file}: class {name!r} is not supported{_supported(name, ports)}")
     port = ports[name]

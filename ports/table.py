@@ -60,6 +60,9 @@ class Rule:
         are replicated.
     keep_float32 : bool
         Stays in float32 whatever dtype the model is loaded in.
+    aliases : tuple of str
+        Other names (no placeholders) under which files hold the same tensor, instead of `source` or beside it: the
+        first name that is there is read.
     """
 
     source: str
@@ -67,6 +70,7 @@ class Rule:
     transform: Transform = as_is
     spec: tuple[str | None, ...] = ()
     keep_float32: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def stacked(self) -> bool:
@@ -165,11 +169,17 @@ def check(
     """
     groups, problems = expected_names(table, params)
     leaves = flatten(params)
+    copies = set()  # names of one tensor beside the one that is read
+    for group in groups.values():
+        if group.rule.aliases:
+            present = [name for name in (group.rule.source, *group.rule.aliases) if name in names]
+            group.names = present[:1] or group.names
+            copies.update(present[1:])
     expected = {name: path for path, group in groups.items() for name in group.names}
     missing = [name for name in expected if name not in names]
     patterns = [(pattern(rule.source), rule) for rule in table]
     extra = []
-    for name in names:
+    for name in (name for name in names if name not in copies):
         found = [rule for regex, rule in patterns if regex.fullmatch(name)]
         if len(found) > 1:
             listed = " and ".join(rule.source for rule in found)

@@ -64,12 +64,37 @@ gain3d = squeeze("gain3d", 1, 2, 3)  # (C, 1, 1, 1) -> [C]
 
 
 def patch_matmul(channels: int, patch: Sequence[int]) -> Transform:
-    """A convolution whose stride is its kernel, as a matrix: `(D, C, pt, ph, pw) -> [pt*ph*pw*C, D]`.
+    """A convolution whose stride is its kernel, as a matrix: `(D, C, pt, ph, pw) -> [pt*ph*pw*C, D]`, or the same
+    without `pt`.
 
     Rows are ordered (pt, ph, pw, C), the order in which a patch of a channels-last array lies in memory.
     """
+    axes = tuple(range(len(patch)))
     return Transform(
         f"patch_matmul{(channels, *patch)}",
-        lambda x: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0]),
-        lambda x: x.reshape(*patch, channels, x.shape[1]).transpose(4, 3, 0, 1, 2),
+        lambda x: x.transpose(*(axis + 2 for axis in axes), 1, 0).reshape(-1, x.shape[0]),
+        lambda x: x.reshape(*patch, channels, x.shape[1]).transpose(len(patch) + 1, len(patch), *axes),
+    )
+
+
+def patch_linear(channels: int, patch: Sequence[int]) -> Transform:
+    """A linear layer over patches that lie (C, pt, ph, pw): `(D, C*pt*ph*pw) -> [pt*ph*pw*C, D]`."""
+    convolution = patch_matmul(channels, patch)
+    return Transform(
+        f"patch_linear{(channels, *patch)}",
+        lambda x: convolution.forward(x.reshape(x.shape[0], channels, *patch)),
+        lambda x: convolution.inverse(x).reshape(x.shape[1], -1),
+    )
+
+
+def patch_rows(volume: int, transform: Transform) -> Transform:
+    """`transform` of a tensor whose rows make patches: `(C*volume, ...)` becomes `(volume*C, ...)` first."""
+
+    def swapped(x: np.ndarray, rows: int) -> np.ndarray:
+        return x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+    return Transform(
+        f"patch_rows({volume}, {transform.name})",
+        lambda x: transform.forward(swapped(x, x.shape[0] // volume)),
+        lambda x: swapped(transform.inverse(x), volume),
     )

@@ -1,8 +1,9 @@
 """Wan 2.1 video VAE: names of `AutoencoderKLWan` in the diffusers layout -> leaves of `WanVAE`."""
 
 from jaxdiff.models.wan.vae import WanVAEConfig
+from ports.rules import layer
 from ports.table import Rule, Table
-from ports.transforms import Transform, conv2d, conv3d, gain2d, gain3d, linear1x1, linear1x1x1
+from ports.transforms import conv2d, conv3d, gain2d, gain3d, linear1x1, linear1x1x1
 
 
 def vae_table(config: WanVAEConfig) -> Table:
@@ -11,16 +12,16 @@ def vae_table(config: WanVAEConfig) -> Table:
     No leaf is split over a mesh: the largest tensor of the published VAE has 4 M parameters.
     """
     return (
-        *_layer("quant_conv", "to_moments", linear1x1x1),
-        *_layer("post_quant_conv", "from_latents", linear1x1x1),
+        *layer("quant_conv", "to_moments", linear1x1x1),
+        *layer("post_quant_conv", "from_latents", linear1x1x1),
         *_ends("encoder"),
         *_residual("encoder.down_blocks.{i}", "encoder/down_blocks/{i}"),
-        *_layer("encoder.down_blocks.{i}.resample.1", "encoder/down_blocks/{i}/conv", conv2d),
-        *_layer("encoder.down_blocks.{i}.time_conv", "encoder/down_blocks/{i}/time_conv", conv3d),
+        *layer("encoder.down_blocks.{i}.resample.1", "encoder/down_blocks/{i}/conv", conv2d),
+        *layer("encoder.down_blocks.{i}.time_conv", "encoder/down_blocks/{i}/time_conv", conv3d),
         *_ends("decoder"),
         *_residual("decoder.up_blocks.{i}.resnets.{j}", "decoder/up_blocks/{i}/resnets/{j}"),
-        *_layer("decoder.up_blocks.{i}.upsamplers.0.resample.1", "decoder/up_blocks/{i}/upsample/conv", conv2d),
-        *_layer(
+        *layer("decoder.up_blocks.{i}.upsamplers.0.resample.1", "decoder/up_blocks/{i}/upsample/conv", conv2d),
+        *layer(
             "decoder.up_blocks.{i}.upsamplers.0.time_conv",
             "decoder/up_blocks/{i}/upsample/time_conv",
             conv3d,
@@ -28,17 +29,13 @@ def vae_table(config: WanVAEConfig) -> Table:
     )
 
 
-def _layer(source: str, leaf: str, kernel: Transform) -> Table:
-    return (Rule(f"{source}.weight", f"{leaf}/kernel", kernel), Rule(f"{source}.bias", f"{leaf}/bias"))
-
-
 def _residual(source: str, leaf: str) -> Table:
     return (
         Rule(f"{source}.norm1.gamma", f"{leaf}/norm1/scale", gain3d),
-        *_layer(f"{source}.conv1", f"{leaf}/conv1", conv3d),
+        *layer(f"{source}.conv1", f"{leaf}/conv1", conv3d),
         Rule(f"{source}.norm2.gamma", f"{leaf}/norm2/scale", gain3d),
-        *_layer(f"{source}.conv2", f"{leaf}/conv2", conv3d),
-        *_layer(f"{source}.conv_shortcut", f"{leaf}/shortcut", linear1x1x1),
+        *layer(f"{source}.conv2", f"{leaf}/conv2", conv3d),
+        *layer(f"{source}.conv_shortcut", f"{leaf}/shortcut", linear1x1x1),
     )
 
 
@@ -46,11 +43,11 @@ def _ends(half: str) -> Table:
     """What the encoder and the decoder both have: the first and last layers and the middle block."""
     middle = f"{half}.mid_block.attentions.0"
     return (
-        *_layer(f"{half}.conv_in", f"{half}/conv_in", conv3d),
+        *layer(f"{half}.conv_in", f"{half}/conv_in", conv3d),
         *_residual(f"{half}.mid_block.resnets.{{i}}", f"{half}/mid_block/resnets/{{i}}"),
         Rule(f"{middle}.norm.gamma", f"{half}/mid_block/attention/norm/scale", gain2d),
-        *_layer(f"{middle}.to_qkv", f"{half}/mid_block/attention/qkv", linear1x1),
-        *_layer(f"{middle}.proj", f"{half}/mid_block/attention/out", linear1x1),
+        *layer(f"{middle}.to_qkv", f"{half}/mid_block/attention/qkv", linear1x1),
+        *layer(f"{middle}.proj", f"{half}/mid_block/attention/out", linear1x1),
         Rule(f"{half}.norm_out.gamma", f"{half}/norm_out/scale", gain3d),
-        *_layer(f"{half}.conv_out", f"{half}/conv_out", conv3d),
+        *layer(f"{half}.conv_out", f"{half}/conv_out", conv3d),
     )

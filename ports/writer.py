@@ -93,6 +93,7 @@ def _scheduler_config(schedule: Schedule) -> dict[str, Any]:
                 "_class_name": name,
                 "_diffusers_version": VERSION,
                 **{key: allowed[0] for key, allowed in kind.REQUIRED.items()},
+                **{key: value for key, value in dataclasses.asdict(schedule).items() if key in kind.KEYS},
                 kind.SHIFT_KEY: schedule.shift,
                 "num_train_timesteps": schedule.num_train_timesteps,
             }

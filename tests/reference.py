@@ -8,6 +8,7 @@ torch-free tests rebuild the very same weights from the recorded names and shape
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -19,6 +20,31 @@ WAN_SCHEDULER = {
     "flow_shift": 3.0,
     "num_train_timesteps": 1000,
     "solver_order": 2,
+}
+
+# As the folder of CogVideoX-2B publishes it; 5B and 1.5 have snr_shift_scale 1.
+COGVIDEOX_SCHEDULER = {
+    "_class_name": "CogVideoXDDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "set_alpha_to_one": True,
+    "snr_shift_scale": 3.0,
+    "timestep_spacing": "trailing",
+}
+LTX_PLAIN = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
+LTX_SHIFTED = LTX_PLAIN | {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.95,
+    "max_shift": 2.05,
+    "base_image_seq_len": 1024,
+    "max_image_seq_len": 4096,
+    "shift_terminal": 0.1,
+    "time_shift_type": "exponential",
 }
 
 
@@ -55,6 +81,33 @@ def wan_inputs(config: Mapping, grid: tuple[int, int, int], tokens: int = 12, ba
     latents = rng.standard_normal((batch, *grid, config["in_channels"])).astype(np.float32)
     text = rng.standard_normal((batch, tokens, config["text_dim"])).astype(np.float32)
     return latents, np.linspace(999.0, 250.0, batch, dtype=np.float32), text
+
+
+def ltx_inputs(config: Mapping, grid: tuple[int, int, int], tokens: int = 6, batch: int = 2, seed: int = 7):
+    """Latents [B, T', H', W', C], timesteps [B], text [B, N, caption_channels], all float32, and text_mask [B, N]."""
+    rng = np.random.default_rng(seed)
+    latents = rng.standard_normal((batch, *grid, config["in_channels"])).astype(np.float32)
+    text = rng.standard_normal((batch, tokens, config["caption_channels"])).astype(np.float32)
+    mask = np.arange(tokens) < np.linspace(2, tokens, batch).astype(int)[:, None]
+    return latents, np.linspace(999.0, 250.0, batch, dtype=np.float32), text, mask
+
+
+class CogVideoXInputs(NamedTuple):
+    """Latents [B, T', H', W', in_channels], timesteps [B], text [B, N, text_embed_dim] and ofs [B], all float32."""
+
+    latents: np.ndarray
+    timestep: np.ndarray
+    text: np.ndarray
+    ofs: np.ndarray
+
+
+def cogvideox_inputs(config: Mapping, grid: tuple[int, int, int], batch: int = 2, seed: int = 7) -> CogVideoXInputs:
+    """Random inputs of a configuration; the image's channels, if it has any, are the last of the latents."""
+    rng = np.random.default_rng(seed)
+    latents = rng.standard_normal((batch, *grid, config["in_channels"])).astype(np.float32)
+    text = rng.standard_normal((batch, config["max_text_seq_length"], config["text_embed_dim"])).astype(np.float32)
+    ofs = np.linspace(2.0, 5.0, batch, dtype=np.float32)
+    return CogVideoXInputs(latents, np.linspace(999.0, 250.0, batch, dtype=np.float32), text, ofs)
 
 
 def relative_error(ours, reference) -> float:

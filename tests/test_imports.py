@@ -52,6 +52,7 @@ OWNERS = {
     "av": {"data"},
     "chex": {"models", "flow", "train"},
     "flax": {"models", "pipeline", "ports", "train"},
+    "ftfy": {"models"},
     "matplotlib": {"report"},
     "ml_collections": {"experiments"},
     "ml_dtypes": {"ports"},
@@ -59,7 +60,9 @@ OWNERS = {
     "orbax": {"train"},
     "rich": {"progress"},
     "safetensors": {"ports"},
+    "sentencepiece": {"models"},
     "tensorstore": {"store"},
+    "tokenizers": {"models"},
 }
 REFERENCES = ("torch", "diffusers", "transformers")
 

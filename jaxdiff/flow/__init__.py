@@ -21,6 +21,7 @@ from jaxdiff.flow.solvers import (
     Solver,
     Step,
 )
+from jaxdiff.flow.variance_preserving import VariancePreserving
 
 __all__ = [
     "AB2",
@@ -37,6 +38,7 @@ __all__ = [
     "Solver",
     "Step",
     "Trajectory",
+    "VariancePreserving",
     "fidelity",
     "integrate",
     "invert",

@@ -6,6 +6,7 @@ set against the probe's mistakes.
 """
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -83,8 +84,9 @@ def convergence_curve(
     """
     solver = as_solver(solver)
     plan = functools.partial(
-        make_plan, pipeline.schedule, steps=steps, up=True, rounded=rounds(labels, solver, up=True)
-    )
+        make_plan, pipeline.schedule, steps=steps, tokens=math.prod(latents.shape[1:4]), up=True,
+        rounded=rounds(labels, solver, up=True),
+    )  # fmt: skip
     coarse = plan(sigmas=sigmas)
     fine = np.empty(2 * coarse.steps + 1)
     fine[::2], fine[1::2] = coarse.sigmas, (coarse.sigmas[:-1] + coarse.sigmas[1:]) / 2

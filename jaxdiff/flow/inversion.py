@@ -7,6 +7,7 @@ another checkpoint of the same shape, or another grid of the same length, runs t
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -186,8 +187,8 @@ def _walk(
     solver, taps, edits = as_solver(solver), tuple(taps), tuple(edits)
     rounded = rounds(labels, solver, up=up)
     plan = make_plan(
-        pipeline.schedule, steps=steps, sigmas=sigmas, up=up, rounded=rounded, reads=bool(taps),
-        capture_at=capture_at, capture_sigmas=capture_sigmas,
+        pipeline.schedule, steps=steps, sigmas=sigmas, tokens=math.prod(np.shape(latents)[1:4]), up=up,
+        rounded=rounded, reads=bool(taps), capture_at=capture_at, capture_sigmas=capture_sigmas,
     )  # fmt: skip
     if sink is not None and not taps:
         raise ConfigError("a sink takes what taps read, but there are no taps=")
@@ -200,7 +201,7 @@ def _walk(
         scale = jnp.asarray(scale, jnp.float32)
     if edits and key is None:
         key = jax.random.key(0)
-    _announce(pipeline, latents, taps, plan)
+    _announce(pipeline, latents, cond, taps, plan)
     _check_start(latents, plan)
 
     end, captured, failed_at = _run(
@@ -313,12 +314,12 @@ def _run_clips(
     return x, buffers, failed_at
 
 
-def _announce(pipeline, latents: jax.Array, taps: tuple[Tap, ...], plan: Plan) -> None:
+def _announce(pipeline, latents: jax.Array, cond: Conditioning, taps: tuple[Tap, ...], plan: Plan) -> None:
     """Say what whole-token captures will weigh, before they are made."""
     full = tuple(tap for tap in taps if isinstance(tap.reducer, Full))
     if not full:
         return
-    for name, shape in pipeline.tap_shapes(full, latents.shape).items():
+    for name, shape in pipeline.tap_shapes(full, latents.shape, cond).items():
         size = len(plan.nodes) * shape.size * shape.dtype.itemsize
         _LOG.warning(
             "tap %s keeps every token: %d captures of %s %s, %.3f GB",

@@ -101,6 +101,7 @@ def make_plan(
     *,
     steps: int,
     sigmas: Any,
+    tokens: int | None = None,
     up: bool,
     rounded: bool,
     reads: bool = False,
@@ -112,6 +113,7 @@ def make_plan(
     Parameters
     ----------
     steps, sigmas : the schedule's own grid with that many steps, unless a grid is given.
+    tokens : positions T' H' W' of the latents, on which the grids of some schedules depend.
     up : from clean to noise; a grid must go that way.
     rounded : tell the network the scheduler's timesteps, not the states' own.
     reads : whether there are taps. Without `capture_at` and `capture_sigmas` they read at every step.
@@ -132,7 +134,9 @@ def make_plan(
             )
         grid = sigmas
     else:
-        grid = _directed(schedule.grid(steps) if sigmas is None else check_grid(sigmas), sigmas is None, up)
+        grid = _directed(
+            schedule.grid(steps, tokens=tokens) if sigmas is None else check_grid(sigmas), sigmas is None, up
+        )
     if not reads and (capture_at is not None or capture_sigmas is not None):
         raise ConfigError("capture_at and capture_sigmas say where taps read, but there are no taps=")
 

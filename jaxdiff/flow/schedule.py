@@ -7,6 +7,7 @@ sigma whose timestep the network is told; it is usually the state's own sigma.
 import abc
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -71,23 +72,35 @@ class Schedule(abc.ABC):
             value = config.get(key, cls.DEFAULTS.get(key))
             if value not in allowed:
                 raise ConfigError(f"{name}: {key}={value!r} is not supported; only {' or '.join(map(repr, allowed))}")
+        own = {field.name for field in dataclasses.fields(cls)} - {"shift", "num_train_timesteps"}
+        values = {key: config[key] for key in own if config.get(key) is not None}
         try:
-            return cls(float(config.get(cls.SHIFT_KEY, 1.0)), int(config.get("num_train_timesteps", 1000)))
+            return cls(
+                float(config.get(cls.SHIFT_KEY, cls.DEFAULTS.get(cls.SHIFT_KEY, 1.0))),
+                int(config.get("num_train_timesteps", 1000)),
+                **values,
+            )
         except TypeError as error:
             raise ConfigError(f"{name}: {cls.SHIFT_KEY} and num_train_timesteps must be numbers: {error}") from error
 
-    def grid(self, steps: int) -> np.ndarray:
+    def grid(self, steps: int, *, tokens: int | None = None) -> np.ndarray:
         """Sigmas in the sampler's order, float64 [steps + 1]: from about 1 down to exactly 0.
 
         Rounded to float32 they are, bit for bit, the `sigmas` of the diffusers scheduler.
 
+        Parameters
+        ----------
+        steps : intervals of the grid.
+        tokens : positions T' H' W' of the latents, where the shift depends on the size of the video.
+
         Raises
         ------
-        ConfigError : `steps` is not a positive integer, or so large that neighbours coincide in float32.
+        ConfigError : `steps` is not a positive integer, or so large that neighbours coincide in float32; `tokens` is
+            needed and missing.
         """
         if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool) or steps < 1:
             raise ConfigError(f"steps must be a positive integer, got {steps!r}")
-        sigmas = np.append(self._sampler_sigmas(int(steps)), 0.0)
+        sigmas = np.append(self._sampler_sigmas(int(steps), tokens), 0.0)
         if not (np.diff(sigmas.astype(np.float32)) < 0).all():
             raise ConfigError(f"{type(self).__name__} with {self}: {steps} steps are too many to tell apart")
         return sigmas
@@ -97,6 +110,30 @@ class Schedule(abc.ABC):
         out.
         """
         return label * self.num_train_timesteps
+
+    @property
+    def sigma_min_trained(self) -> float:
+        """The smallest sigma that the network was trained at; below it its timestep is that of this one."""
+        return 0.0
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest sigma of the grids."""
+        return 1.0
+
+    def to_network(self, x: jax.Array, sigma: Any) -> jax.Array:
+        """The state in the coordinates that the network takes: x itself unless a subclass says otherwise.
+
+        Parameters
+        ----------
+        x : [B, T', H', W', C], ``(1 - sigma) x0 + sigma noise``
+        sigma : scalar or [B]
+        """
+        return x
+
+    def velocity(self, output: jax.Array, x: jax.Array, sigma: Any) -> jax.Array:
+        """``dx / dsigma`` at the state x, float32, from what the network made of it; arguments as in `to_network`."""
+        return output.astype(jnp.float32)
 
     @abc.abstractmethod
     def rounded(self, sigmas) -> np.ndarray:
@@ -113,7 +150,7 @@ class Schedule(abc.ABC):
         """
 
     @abc.abstractmethod
-    def _sampler_sigmas(self, steps: int) -> np.ndarray:
+    def _sampler_sigmas(self, steps: int, tokens: int | None) -> np.ndarray:
         """The grid without its final 0, float64 [steps]."""
 
     def _shifted(self, s):
@@ -156,7 +193,7 @@ class UniPCFlow(Schedule):
         "final_sigmas_type": "zero",
     }
 
-    def _sampler_sigmas(self, steps):
+    def _sampler_sigmas(self, steps, tokens):
         sigmas = self._shifted(np.linspace(1, 1 / self.num_train_timesteps, steps + 1)[:-1])
         if abs(sigmas[0] - 1) < 1e-6:
             sigmas[0] -= 1e-6
@@ -182,11 +219,31 @@ class UniPCFlow(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class FlowMatchEuler(Schedule):
-    """`FlowMatchEulerDiscreteScheduler` with a static shift.
+    """`FlowMatchEulerDiscreteScheduler`: a static shift, or one that grows with the size of the video.
 
-    The grid runs linearly between the ends of the *shifted* training sigmas and is then shifted again, as the
-    reference does: its low end is shifted twice. Timesteps are ``1000 sigma`` in float32, not rounded.
+    The scheduler's own grid runs linearly between the ends of the *shifted* training sigmas and is then shifted again,
+    as the reference does: its low end is shifted twice. A dynamic shift has unshifted ends. Timesteps are
+    ``1000 sigma`` in float32, not rounded.
+
+    Parameters
+    ----------
+    use_dynamic_shifting : sigma becomes ``e / (e + 1 / sigma - 1)`` with e = exp(mu), and mu linear in the tokens:
+        `base_shift` at `base_image_seq_len`, `max_shift` at `max_image_seq_len`, and on beyond both.
+    time_shift_type : "exponential", or "linear" for e = mu.
+    shift_terminal : the sigma to which the last one before 0 is stretched.
+    spacing : what the pipeline hands the scheduler to shift. "scheduler": a number of steps. "even":
+        ``linspace(1, 1 / steps, steps)``. "linear_quadratic": see `_linear_quadratic`. A property of the pipeline's
+        class, and not in the scheduler's file.
     """
+
+    use_dynamic_shifting: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    shift_terminal: float | None = None
+    time_shift_type: str = "exponential"
+    spacing: str = "scheduler"
 
     KEYS: ClassVar[frozenset[str]] = frozenset(
         {
@@ -196,25 +253,71 @@ class FlowMatchEuler(Schedule):
         }
     )  # fmt: skip
     REQUIRED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "use_dynamic_shifting": (False, None),
         "use_karras_sigmas": (False, None),
         "use_exponential_sigmas": (False, None),
         "use_beta_sigmas": (False, None),
         "invert_sigmas": (False, None),
         "stochastic_sampling": (False, None),
-        "shift_terminal": (None,),
+        "time_shift_type": ("exponential", "linear"),
     }
+    DEFAULTS: ClassVar[dict[str, Any]] = {"time_shift_type": "exponential"}
 
-    def _sampler_sigmas(self, steps):
-        # The reference forms these two ends in float32 and everything after in float64.
-        ends = np.array([self.num_train_timesteps, 1], np.float32) / np.float32(self.num_train_timesteps)
-        ends = np.float32(self.shift) * ends / (1 + np.float32(self.shift - 1) * ends)
-        high, low = (float(end) * self.num_train_timesteps for end in ends)
-        return self._shifted(np.linspace(high, low, steps) / self.num_train_timesteps)
+    def __post_init__(self):
+        super().__post_init__()
+        if self.spacing not in ("scheduler", "even", "linear_quadratic"):
+            raise ConfigError(f"unknown spacing {self.spacing!r}; choose scheduler, even or linear_quadratic")
+        if self.use_dynamic_shifting and self.spacing == "linear_quadratic":
+            raise ConfigError("use_dynamic_shifting=True is not supported for pipelines with linear-quadratic steps")
+
+    def _sampler_sigmas(self, steps, tokens):
+        # The reference forms what it is handed and all that follows from it in float32; of its own grid the two ends
+        # in float32 and everything after in float64.
+        if self.spacing == "even":
+            sigmas = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
+        elif self.spacing == "linear_quadratic":  # handed over as timesteps
+            sigmas = _linear_quadratic(steps).astype(np.float32) * np.float32(1000) / self.num_train_timesteps
+        else:
+            ends = np.array([self.num_train_timesteps, 1], np.float32) / np.float32(self.num_train_timesteps)
+            if not self.use_dynamic_shifting:
+                ends = np.float32(self.shift) * ends / (1 + np.float32(self.shift - 1) * ends)
+            high, low = (float(end) * self.num_train_timesteps for end in ends)
+            sigmas = np.linspace(high, low, steps) / self.num_train_timesteps
+        if self.use_dynamic_shifting:
+            mu = self._mu(tokens)
+            e = math.exp(mu) if self.time_shift_type == "exponential" else mu
+            sigmas = e / (e + (1 / sigmas - 1))
+        else:
+            sigmas = self._shifted(sigmas)
+        if self.shift_terminal:
+            if steps < 2:
+                raise ConfigError(f"shift_terminal={self.shift_terminal} fixes the last of at least 2 steps, got 1")
+            rest = 1 - sigmas
+            sigmas = 1 - rest / (rest[-1] / (1 - self.shift_terminal))
+        return sigmas.astype(np.float64)
+
+    def _mu(self, tokens: int | None) -> float:
+        if tokens is None:
+            raise ConfigError("this schedule shifts with the size of the video: grid(steps, tokens=T' * H' * W')")
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return tokens * slope + (self.base_shift - slope * self.base_image_seq_len)
 
     def rounded(self, sigmas):
         """The sigmas in float32: this scheduler does not round."""
         return np.asarray(sigmas, np.float32)
+
+
+def _linear_quadratic(steps: int, threshold: float = 0.025) -> np.ndarray:
+    """Sigmas of `LTXConditionPipeline`, float64 [steps]: 1 - x, where x rises linearly to `threshold` in the first half
+    of the steps, and from there to 1 along the parabola that continues the line."""
+    if steps < 2:
+        return np.ones(1)
+    linear = steps // 2
+    curved = steps - linear
+    excess = linear - threshold * steps
+    i = np.arange(linear, steps)
+    slope = threshold / linear - 2 * excess / curved**2
+    parabola = excess / (linear * curved**2) * (i**2 + linear**2) + slope * i
+    return 1.0 - np.concatenate([np.arange(linear) * threshold / linear, parabola])
 
 
 SCHEDULERS: dict[str, type[Schedule]] = {

@@ -21,16 +21,19 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
+    bias: jax.Array | None = None,
     scale: float | None = None,
     implementation: Implementation | None = None,
     dense_limit: int = _DENSE_LIMIT,
 ) -> jax.Array:
-    """``softmax(scale q k^T) v`` per head, not causal.
+    """``softmax(scale q k^T + bias) v`` per head, not causal.
 
     Parameters
     ----------
     q : [B, Sq, K, d]
     k, v : [B, S, K, d]
+    bias : [B or 1, K or 1, Sq or 1, S], added to the scores in float32. A text mask [B, S] is the bias
+        ``jnp.where(mask, 0.0, -10000.0)[:, None, None]``, and costs nothing per query.
     scale : defaults to ``d ** -0.5``.
     implementation : "blockwise" (over queries; XLA, any backend), "cudnn" (flash attention on NVIDIA GPUs, float16 or
         bfloat16), "dense" (the reference, builds the score matrix) or None: cudnn where it applies, else blockwise.
@@ -44,11 +47,13 @@ def attention(
     ------
     ValueError : shapes do not agree, or "dense" would build more than `dense_limit` scores.
     """
-    _check(q, k, v)
+    _check(q, k, v, bias)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     match implementation or _default(q):
         case "cudnn":
-            return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+            if bias is not None:  # cudnn wants it at every query, in the dtype of the queries
+                bias = jnp.broadcast_to(bias, (*bias.shape[:2], q.shape[1], k.shape[1])).astype(q.dtype)
+            return jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation="cudnn")
         case "dense":
             elements = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
             if elements > dense_limit:
@@ -56,9 +61,9 @@ def attention(
                     f"attention: 'dense' would build {elements:,} scores for q {q.shape}, k {k.shape} "
                     f"(limit {dense_limit:,}); use implementation='blockwise' or raise dense_limit"
                 )
-            return _blockwise(q, k, v, scale, None, block=q.shape[1])[0]
+            return _blockwise(q, k, v, scale, None, bias, block=q.shape[1])[0]
         case "blockwise":
-            return _blockwise(q, k, v, scale, None)[0]
+            return _blockwise(q, k, v, scale, None, bias)[0]
         case other:
             raise ValueError(f"attention: unknown implementation {other!r}; use dense, blockwise or cudnn")
 
@@ -88,11 +93,22 @@ def attention_with_frame_map(
     return output, mass.reshape(*mass.shape[:2], frames, -1, frames).mean(3)
 
 
-def _check(q, k, v):
+def _check(q, k, v, bias=None):
     if q.ndim != 4 or k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
         raise ValueError(
             f"attention: expected q [B,Sq,K,d] and k, v [B,S,K,d], got q {q.shape}, k {k.shape}, v {v.shape}"
         )
+    if bias is not None:
+        full = (q.shape[0], q.shape[2], q.shape[1])
+        if (
+            bias.ndim != 4
+            or bias.shape[3] != k.shape[1]
+            or any(n not in (1, m) for n, m in zip(bias.shape[:3], full, strict=True))
+        ):
+            raise ValueError(
+                f"attention: expected a bias [B or 1, K or 1, Sq or 1, S] for q {q.shape} and k {k.shape}, "
+                f"got {bias.shape}"
+            )
 
 
 def _default(q) -> Implementation:
@@ -101,20 +117,25 @@ def _default(q) -> Implementation:
     return "blockwise"
 
 
-def _blockwise(q, k, v, scale, frames, block=None):
+def _blockwise(q, k, v, scale, frames, bias=None, block=None):
     """Attention over blocks of queries; with `frames`, also each query's mass per key frame [B, K, Sq, frames]."""
     batch, queries, heads, _ = q.shape
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # batched matmuls run best as [B, K, S, d]
     attend = functools.partial(_attend, k=k, v=v, scale=scale, frames=frames)
     block = block or _block_size(batch * heads * k.shape[2], queries)
     if block >= queries:
-        output, mass = attend(q)
+        output, mass = attend(q, bias)
         return output.transpose(0, 2, 1, 3), mass
     count = math.ceil(queries / block)
-    padded = jnp.pad(q, ((0, 0), (0, 0), (0, count * block - queries), (0, 0)))
-    blocks = padded.reshape(batch, heads, count, block, -1).transpose(2, 0, 1, 3, 4)
+
+    def split(x):
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, count * block - queries), (0, 0)))
+        return x.reshape(*x.shape[:2], count, block, -1).transpose(2, 0, 1, 3, 4)
+
+    own = bias is not None and bias.shape[2] > 1  # a bias of its own for every query
     # Checkpointed: the backward pass recomputes a block's scores and never holds all of them.
-    outputs = jax.lax.map(jax.checkpoint(attend), blocks)
+    attend_block = jax.checkpoint(lambda part: attend(part[0], part[1] if own else bias))
+    outputs = jax.lax.map(attend_block, (split(q), split(bias) if own else None))
 
     def joined(x):
         return x.transpose(1, 2, 0, 3, 4).reshape(batch, heads, count * block, -1)[:, :, :queries]
@@ -129,10 +150,10 @@ def _block_size(scores_per_query: int, queries: int) -> int:
     return max(16, _BLOCK_ELEMENTS // scores_per_query // 16 * 16)
 
 
-def _attend(q, k, v, scale, frames):
+def _attend(q, bias, k, v, scale, frames):
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     scores = jnp.einsum("bkqd,bksd->bkqs", q, k, precision=precision, preferred_element_type=jnp.float32)
-    scores = scores * scale
+    scores = scores * scale if bias is None else scores * scale + bias.astype(jnp.float32)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     mass = None
     if frames is None:

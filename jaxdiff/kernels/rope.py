@@ -33,11 +33,11 @@ def rope_3d(grid: tuple[int, int, int], head_dim: int, theta: float = 10000.0) -
 
 
 def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate adjacent channel pairs (interleaved layout): x [B, S, K, d], cos and sin [S, d / 2].
+    """Rotate adjacent channel pairs (interleaved layout): x [B, S, K, d], cos and sin [S, d / 2] or [B, S, d / 2].
 
     The rotation is computed in float32 and returned in the dtype of `x`.
     """
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = jnp.asarray(cos)[:, None], jnp.asarray(sin)[:, None]
+    cos, sin = jnp.asarray(cos)[..., None, :], jnp.asarray(sin)[..., None, :]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(x.shape).astype(x.dtype)

@@ -51,14 +51,14 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """RMS norm over the last axis, computed in float32 and returned in the input's dtype."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, *, affine: bool = True):
         self.eps = eps
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32)) if affine else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
-        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        return (y if self.scale is None else y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class MLP(nnx.Module):
@@ -86,6 +86,21 @@ def timestep_embedding(timestep: jax.Array, width: int) -> jax.Array:
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = timestep.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def patchify(latents: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+    """[B, T', H', W', C] -> tokens [B, S, pt ph pw C], ordered by frame, row, column."""
+    batch, t, h, w, channels = latents.shape
+    pt, ph, pw = patch
+    x = latents.reshape(batch, t // pt, pt, h // ph, ph, w // pw, pw, channels)
+    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, -1, pt * ph * pw * channels)
+
+
+def unpatchify(x: jax.Array, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> jax.Array:
+    """Tokens [B, S, pt ph pw C] -> [B, T', H', W', C]."""
+    (t, h, w), (pt, ph, pw) = grid, patch
+    x = x.reshape(x.shape[0], t, h, w, pt, ph, pw, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(x.shape[0], t * pt, h * ph, w * pw, -1)
 
 
 def matmul_precision(dtype) -> jax.lax.Precision:

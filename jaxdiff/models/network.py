@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdiff.taps import Reader
+
 Params = dict[str, Any]
 
 
@@ -72,3 +74,35 @@ def _initialise(module, config, key):
 def stack(make, layers: int, rngs: nnx.Rngs) -> nnx.Module:
     """`layers` copies of the module ``make(rngs)`` as one module whose leaves have a leading axis [L, ...]."""
     return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(layers))
+
+
+def scan(run, blocks: nnx.Module, x: Any, reader: Reader, *, remat: bool = False) -> tuple[Any, dict[str, jax.Array]]:
+    """Run stacked blocks one after the other in one `lax.scan`, so that compile time does not grow with their number.
+
+    Parameters
+    ----------
+    run : ``run(block, x, tap) -> x``; `tap` is the block's `jaxdiff.taps.BlockReader`.
+    blocks : as `stack` makes them, leaves [L, ...].
+    x : array or pytree of arrays.
+    reader : the taps and edits of this evaluation.
+    remat : recompute each block in the backward pass instead of keeping its activations.
+
+    Returns
+    -------
+    x after the last block, and what was captured: tap name -> [rows, B, ...]
+    """
+    graphdef, stacked = nnx.split(blocks)
+
+    def one(x, params, per_block):
+        tap = reader.block(per_block)
+        return run(nnx.merge(graphdef, params), x, tap), tap.readings
+
+    def body(carry, scanned):
+        x, buffers = carry
+        x, readings = one(x, *scanned)
+        return (x, reader.write(buffers, readings, scanned[1])), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], (stacked, reader.per_block))
+    buffers = reader.buffers(lambda *args: one(*args)[1], x, *first)
+    body = jax.checkpoint(body) if remat else body
+    return jax.lax.scan(body, (x, buffers), (stacked, reader.per_block))[0]

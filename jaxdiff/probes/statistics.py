@@ -7,6 +7,7 @@ everything that speaks of uncertainty draws whole groups. No interval here refit
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -103,6 +104,15 @@ def pairwise_interval(
     return _intervals(right[None], pairs, draws, seed, conditional_on)[0]
 
 
+def pairs_by_group(margins: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Of every group, in the order of `np.unique(groups)`: pairs ranked right (mean over repeats) and pairs, both [G].
+
+    Their sums' ratio is `pairwise_accuracy`. Raises ConfigError where no group holds both labels.
+    """
+    _, right, pairs = _with_pairs(margins, y, groups)
+    return right, pairs
+
+
 def _with_pairs(margins: Any, y: Any, groups: Any) -> tuple[float, np.ndarray, np.ndarray]:
     y = check_labels(y)
     right, pairs = _pairs(_margins(margins, len(y)), y, check_groups(groups, len(y)))
@@ -151,11 +161,17 @@ def relative_error(margins: Any, y: Any, groups: Any) -> float:
     return float(np.mean(0.5 - 0.5 * np.sign(gaps)))
 
 
+@functools.lru_cache(maxsize=4)
 def _draw_groups(count: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `count` groups is drawn in each bootstrap sample, [draws, count] float32."""
+    """How often each of `count` groups is drawn in each bootstrap sample, [draws, count] float32, not to be written to.
+
+    Kept, because a study asks for hundreds of intervals on the same draws.
+    """
     picks = np.random.default_rng(seed).integers(count, size=(draws, count))
     picks += np.arange(draws)[:, None] * count
-    return np.bincount(picks.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float32)
+    drawn = np.bincount(picks.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float32)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _intervals(

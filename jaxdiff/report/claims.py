@@ -14,6 +14,10 @@ _PARTS = {
     "null": ("Null controls", "should be at chance"),
     "comparison": ("Comparisons", "may be as good: cheaper or nonlinear reads of the same input"),
 }
+_INPUTS = (
+    ": the latents of the autoencoder, averaged over all tokens as the blocks are, and x_sigma, the state of the "
+    "trajectory in the linear embedding that enters block 0. "
+)
 _CSS_COLOR = {"states": "var(--states)", "null": "var(--null)", "comparison": "var(--comparison)"}
 
 
@@ -77,7 +81,8 @@ def grids(study: Study) -> str:
         "colour scale, centred at chance: near-white is chance, orange above it, blue below. "
     )
     if any(g.inputs for g in study.grids):
-        caption += "The rows at the bottom, set apart, are what goes into the network. "
+        caption += "The rows at the bottom, set apart, are what goes into the network"
+        caption += _INPUTS if {"latents", "x_sigma"} & {label for g in study.grids for label in g.labels} else ". "
     if any(g.chosen for g in study.grids):
         caption += "Outlined cells were chosen inside the folds. "
     caption += (
@@ -138,7 +143,20 @@ def depth(study: Study) -> str:
         if any(g.low is not None for g in same)
         else "No intervals were computed."
     )
-    return f"<p>{lead}</p>" + figure(picture, bars + " Each point is a fixed cell; no choice was made.")
+    bars += " Each point is a fixed cell; no choice was made." + _finer_latents(study, same)
+    return f"<p>{lead}</p>" + figure(picture, bars)
+
+
+def _finer_latents(study: Study, grids: Sequence[Grid]) -> str:
+    """What the figure must not hide: it averages over tokens, and the input may hold more than its average."""
+    row = study.row("latents")
+    if row is None or not row.estimate.low > study.chance or not any(g.inputs for g in grids):
+        return ""
+    return (
+        f" All points are averages over tokens. Pooled more finely, the same latents reach {percent(row.estimate.value)} "
+        f"(&ldquo;{esc(row.name)}&rdquo; in the table above), so part of what the blocks hold was linearly there before "
+        "the network."
+    )
 
 
 def _depth_words(grids: Sequence[Grid], chance: float) -> str:

@@ -104,7 +104,12 @@ def fidelity(part: Fidelity | None) -> str:
         out += details("Self-convergence as numbers: relative RMS difference, N against 2N steps", numbers)
     if part.noise:
         rows = [
-            (esc(m.name), esc(float(m.value)), "" if m.ideal is None else esc(float(m.ideal)), esc(m.note))
+            (
+                esc(m.name.removeprefix("noise: ")),
+                esc(float(m.value)),
+                "" if m.ideal is None else esc(float(m.ideal)),
+                esc(m.note),
+            )
             for m in part.noise
         ]
         out += table(("recovered noise", "measured", "white noise", ""), rows, numeric=(1, 2))

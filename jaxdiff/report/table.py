@@ -5,7 +5,7 @@ import difflib
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,10 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def probe_csv(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write `rows` to `path` as csv under `PROBE_COLUMNS`, atomically, in the order given.
+def probe_csv(
+    path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = PROBE_COLUMNS
+) -> None:
+    """Write `rows` to `path` as csv under `columns`, atomically, in the order given.
 
     A row may leave columns out (empty cells). Floats are written with nine significant digits, nan and None
     as empty cells.
@@ -55,16 +57,16 @@ def probe_csv(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> Non
     Raises
     ------
     ConfigError
-        A row has a column that is not one of `PROBE_COLUMNS`.
+        A row has a column that is not one of `columns`.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(PROBE_COLUMNS)
+    writer.writerow(columns)
     for row in rows:
         for key in row:
-            if key not in PROBE_COLUMNS:
-                close = difflib.get_close_matches(key, PROBE_COLUMNS, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; columns are {', '.join(PROBE_COLUMNS)}"
-                raise ConfigError(f"probe.csv has no column {key!r}{hint}")
-        writer.writerow([_cell(row.get(column)) for column in PROBE_COLUMNS])
+            if key not in columns:
+                close = difflib.get_close_matches(key, columns, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; columns are {', '.join(columns)}"
+                raise ConfigError(f"{os.path.basename(path)} has no column {key!r}{hint}")
+        writer.writerow([_cell(row.get(column)) for column in columns])
     write_atomic(path, text.getvalue().encode())

@@ -1,7 +1,7 @@
 """Stored activations as the probes want them: dict of pooling -> [candidates, n, D], with what each candidate is."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def stored_features(store: ActivationStore, clips: Sequence[int]) -> Features:
     return Features(arrays, candidates)
 
 
-def input_features(table: dict[str, np.ndarray], prefix: str) -> Features:
+def input_features(table: Mapping[str, np.ndarray], prefix: str) -> Features:
     """The pooled inputs whose name begins with `prefix`, one candidate each."""
     names = [name for name in table if name.startswith(prefix)]
     return Features(

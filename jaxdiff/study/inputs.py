@@ -20,7 +20,7 @@ from jaxdiff.mesh import data_mesh, replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.reading import Batches, Reading, open_store
+from jaxdiff.study.reading import Batches, Encoded, Reading, open_store
 from jaxdiff.taps import Grid, Tap
 
 
@@ -77,7 +77,7 @@ def read_inputs(
     pool = jax.jit(pooled_inputs)
     rows: dict[str, np.ndarray] = {}
     with progress("inputs", len(clips)) as task:
-        for batch, video, latents in Batches(pipeline, clips, reading, mesh, range(len(clips))):
+        for batch, video, latents in Batches(pipeline, clips, reading, mesh, range(len(clips))).with_video():
             for name, values in pool(video, latents).items():
                 table = rows.setdefault(name, np.empty((len(clips), values.shape[1]), np.float32))
                 table[batch.clip_ids[: batch.real]] = np.asarray(values)[: batch.real]
@@ -96,6 +96,7 @@ def read_noised(
     seed: int = 0,
     metadata: dict[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    encoded: Encoded | None = None,
     title: str = "noised latents",
 ) -> ActivationStore:
     """One forward pass per noise level on ``x_sigma = (1 - sigma) x0 + sigma e``: no inversion.
@@ -112,33 +113,46 @@ def read_noised(
     pipeline, cond = replicate(pipeline, mesh), replicate(cond, mesh)
     places = {"sigmas": list(map(float, sigmas)), "labels": list(map(float, sigmas))}
     reading = dataclasses.replace(reading, stream=False)
-    levels = jnp.asarray(sigmas, jnp.float32)
     taps = reading.tap_objects()
     with open_store(pipeline, clips, reading, folder, places, {**(metadata or {}), "seed": seed}) as store:
         todo = [i for i in range(len(clips)) if i not in store.finished()]
         with progress(title, len(clips), done=len(clips) - len(todo)) as task:
-            for batch, _, latents in Batches(pipeline, clips, reading, mesh, todo):
-                captured, loss = _noised(pipeline, latents, cond, levels, jax.random.key(seed), taps=taps)
-                store.write(batch.clip_ids, jax.tree.map(np.asarray, captured))
-                loss = np.asarray(loss)
+            for batch, latents in Batches(pipeline, clips, reading, mesh, todo, encoded=encoded):
+                captured, loss = _noised(pipeline, latents, cond, sigmas, jax.random.key(seed), taps=taps)
+                store.write(batch.clip_ids, captured)
                 records = [{"surprise": [float(f"{v:.7g}") for v in loss[:, i]]} for i in range(loss.shape[1])]
                 store.finish(batch.clip_ids, records)
                 task.advance(batch.real)
     return ActivationStore.open(folder)
 
 
+def _noised(pipeline, latents, cond, sigmas, key, *, taps) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Captures name -> [levels, rows, B, ...] and denoising losses [levels, B].
+
+    One call a level: the same program then serves models that are read at different numbers of levels.
+    """
+    levels = [_at_level(pipeline, latents, cond, jnp.float32(sigma), key, taps=taps) for sigma in sigmas]
+    captured, loss = jax.tree.map(lambda *parts: np.stack([np.asarray(p) for p in parts]), *levels)
+    return captured, loss
+
+
 @functools.partial(jax.jit, static_argnames="taps")
-def _noised(pipeline, latents, cond, levels, key, *, taps):
+def _at_level(pipeline, latents, cond, sigma, key, *, taps):
     noise = jax.random.normal(key, latents.shape[1:])
-
-    def one(sigma):
-        x = (1.0 - sigma) * latents + sigma * noise
-        velocity, captured = pipeline.evaluate(x, sigma, cond, taps=taps)
-        return captured, jnp.mean(jnp.square(velocity - (noise - latents)), axis=(1, 2, 3, 4))
-
-    return jax.lax.map(one, levels)
+    x = (1.0 - sigma) * latents + sigma * noise
+    velocity, captured = pipeline.evaluate(x, sigma, cond, taps=taps)
+    return captured, jnp.mean(jnp.square(velocity - (noise - latents)), axis=(1, 2, 3, 4))
 
 
-def surprise(store: ActivationStore) -> np.ndarray:
-    """Denoising loss of every clip at every level: float64 [clips, sigmas]."""
-    return np.array([record["surprise"] for _, record in sorted(store.records().items())])
+@dataclasses.dataclass(frozen=True)
+class Surprise:
+    """Denoising losses of a model: `losses` [clips, levels] float64 at `sigmas` [levels]."""
+
+    sigmas: np.ndarray
+    losses: np.ndarray
+
+
+def surprise(store: ActivationStore) -> Surprise:
+    """Denoising loss of every clip at every level that `read_noised` read."""
+    losses = np.array([record["surprise"] for _, record in sorted(store.records().items())])
+    return Surprise(np.array(store.metadata["sigmas"]), losses)

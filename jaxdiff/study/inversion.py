@@ -16,7 +16,7 @@ from jaxdiff.flow import fidelity, invert
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
 from jaxdiff.report import write_report
-from jaxdiff.report.study import ClipView, Fidelity, FrameAttention, Measure, Study
+from jaxdiff.report.study import ClipView, Curve, Fidelity, FrameAttention, Measure, Study
 from jaxdiff.study.reading import Reading, invert_clips
 from jaxdiff.taps import Tap
 from jaxdiff.workdir import Workdir
@@ -53,7 +53,7 @@ class InversionStudy:
         at = self.capture_at
         if at is None and self.capture_sigmas is None:
             at = published_steps(self.steps)
-        names = {f.name for f in dataclasses.fields(Reading)} - {"capture_at"}
+        names = {f.name for f in dataclasses.fields(Reading)} - {"capture_at", "error_steps"}
         return Reading(**{name: getattr(self, name) for name in names}, capture_at=at)
 
 
@@ -166,7 +166,7 @@ def measure(
     if not clips:
         return Fidelity(), (), ()
     rows: dict[str, list[Any]] = {"convergence": [], "psnr": [], "vae": [], "latent": []}
-    views, maps, sigma = [], [], 0.5
+    views, maps, sigma, grid = [], [], 0.5, np.zeros(0)
     tap = Tap("self_attention_map", name="map")
     with progress("fidelity", len(clips)) as task:
         for clip in clips:
@@ -198,26 +198,22 @@ def measure(
             source = video.astype(np.float32) / 127.5 - 1.0
             rows["psnr"].append(psnr(source, decoded))
             rows["vae"].append(psnr(source, plain))
-            converged = fidelity.self_convergence(pipeline, latents, cond, steps=reading.steps, solver=reading.solver)
-            rows["convergence"].append([float(converged[f"self_convergence_{k}"][0]) for k in ("mean", "worst", "end")])
+            grid, errors = fidelity.convergence_curve(
+                pipeline, latents, cond, steps=reading.steps, solver=reading.solver
+            )
+            rows["convergence"].append(np.asarray(errors)[:, 0])
             views.append(ClipView(clip.name, video, decoded, psnr=rows["psnr"][-1]))
             task.advance()
-    convergence = np.array(rows["convergence"])
-    names = ("mean over the grid", "worst sigma", "end of the grid")
+    convergence = np.array(rows["convergence"], float)
+    curve = Curve("median of clips", grid, np.median(convergence, 0), convergence.min(0), convergence.max(0))
+    count = f"{len(clips)} clip{'s' * (len(clips) != 1)}"
     measured = Fidelity(
+        self_convergence=(curve,),
         round_trip=np.array(rows["psnr"]),
         autoencoder=np.array(rows["vae"]),
         latent_error=np.array(rows["latent"]),
-        noise=tuple(
-            Measure(
-                f"self-convergence, {name}",
-                float(np.median(convergence[:, i])),
-                0.0,
-                "relative rms, N against 2N steps",
-            )
-            for i, name in enumerate(names)
-        ),
-        note=f"Measured on {len(clips)} clips. Round trip: inverted, then sampled back by Euler on the reversed grid.",
+        note=f"Self-convergence and round trip were measured on {count}; the band spans them. Round trip: inverted, then "
+        "sampled back by Euler on the reversed grid.",
     )
     blocks = tuple(range(np.shape(maps)[1]))
     attention = FrameAttention("self-attention", np.mean(maps, 0), blocks, sigma)
@@ -249,6 +245,18 @@ def summary(measured: Fidelity) -> dict[str, Any]:
         "round_trip_psnr_db": measured.round_trip,
         "autoencoder_psnr_db": measured.autoencoder,
         "latent_relative_rms": measured.latent_error,
+        "coarse_error": measured.clip_error,
     }
-    medians = {name: float(f"{np.median(v):.6g}") for name, v in arrays.items() if v is not None and len(v)}
-    return medians | {m.name: float(f"{m.value:.6g}") for m in measured.noise}
+    found: dict[str, Any] = {k: _digits(np.median(v)) for k, v in arrays.items() if v is not None and len(v)}
+    for curve in measured.self_convergence:
+        values = np.asarray(curve.y, float)
+        for name, value in (("mean", values.mean()), ("worst", values.max()), ("end", values[-1])):
+            found[f"self_convergence_{name}"] = _digits(value)
+    if measured.mistake_correlation is not None:
+        ends = dataclasses.asdict(measured.mistake_correlation)
+        found["mistake_correlation"] = {k: _digits(v) if np.isfinite(v) else None for k, v in ends.items()}
+    return found | {m.name: _digits(m.value) for m in measured.noise}
+
+
+def _digits(value: Any) -> float:
+    return float(f"{float(value):.6g}")

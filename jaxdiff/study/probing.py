@@ -14,10 +14,11 @@ from jaxdiff.report import probe_csv, write_report
 from jaxdiff.store import ActivationStore
 from jaxdiff.study.analysis import Labels, Protocol, Source, analyse
 from jaxdiff.study.features import stored_features
-from jaxdiff.study.reading import INPUT
 from jaxdiff.study.results import csv_rows, report_study, result_json
+from jaxdiff.study.sources import blocks_and_input
 from jaxdiff.workdir import Workdir
 
+CLIP_LABELS = "clip_labels"  # where a store's metadata holds its `label_table`; its "labels" are those of the slots
 COLUMNS = ("clip", "possible", "group", "category")
 
 
@@ -31,6 +32,7 @@ class ProbeConfig:
     inner: int = 4
     repeats: int = 1
     seed: int = 0
+    published_seeds: int = 3
 
 
 def label_table(clips: Sequence[Clip]) -> list[list[Any]]:
@@ -60,12 +62,12 @@ def read_labels(path: Path) -> dict[str, tuple[bool, str, str]]:
 
 
 def run_probe(config: ProbeConfig, workdir: Path) -> None:
-    """Probe every array of the store under the corrected protocol, with shuffled labels as its control."""
+    """Probe every array of the store under both protocols, with shuffled labels as the control."""
     store = ActivationStore.open(config.store)
     if config.labels is not None:
         table = read_labels(config.labels)
     else:
-        stored = store.metadata.get("labels")
+        stored = store.metadata.get(CLIP_LABELS)
         if not stored:
             raise ConfigError(f"{config.store} holds no labels; give --labels=FILE.csv ({', '.join(COLUMNS)})")
         table = {name: (bool(possible), group, category) for name, possible, group, category in stored}
@@ -76,15 +78,19 @@ def run_probe(config: ProbeConfig, workdir: Path) -> None:
     found = [table[names[i]] for i in kept]
     labels = Labels(np.array([f[0] for f in found]), np.array([f[1] for f in found]), np.array([f[2] for f in found]))
     features = stored_features(store, kept)
-    states = features.only([name for name in features.arrays if not name.startswith(f"{INPUT}.")])
-    entering = features.only([name for name in features.arrays if name.startswith(f"{INPUT}.")])
+    states, entering = blocks_and_input(features)
     sources = [
         Source("states", "stored states", "states", "trained", states, "all blocks and noise levels"),
-        Source("shuffled", "shuffled labels", "null", "trained", states, "labels permuted inside scenes", True),
+        Source(
+            "shuffled", "shuffled labels", "null", "trained", states, "labels permuted inside scenes", shuffled=True
+        ),
     ]
     if entering.arrays:
         sources.append(Source("input", "what enters block 0", "comparison", "trained", entering))
-    protocol = Protocol(outer=config.outer, inner=config.inner, repeats=config.repeats, seed=config.seed)
+    protocol = Protocol(
+        outer=config.outer, inner=config.inner, repeats=config.repeats, seed=config.seed,
+        published_seeds=config.published_seeds,
+    )  # fmt: skip
     sigmas = store.metadata["sigmas"]
     with Workdir(workdir, config) as work:
         if work.done:
@@ -92,8 +98,8 @@ def run_probe(config: ProbeConfig, workdir: Path) -> None:
             return
         with work.stage("probe", clips=len(kept)):
             answers = analyse(sources, labels, protocol)
-        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, {}, sigmas, config.seed))
-        result = result_json(answers, labels, {}, sigmas, config.seed)
+        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, {}, config.seed))
+        result = result_json(answers, labels, {}, config.seed)
         work.write_result({**result, "clips": len(kept), "scenes": len(set(labels.groups.tolist()))})
         study = dataclasses.replace(
             report_study(answers, labels, {}, sigmas, config.seed),

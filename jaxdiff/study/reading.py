@@ -1,6 +1,7 @@
 """Clips to activations: decode, encode, run the flow backwards, store what the taps read, clip by clip resumable."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class Reading:
     taps : "site.reducer" names.
     clips_per_device : clips that a device works on at once.
     stream : write captures from inside the program (bounded memory) instead of returning them.
+    error_steps : invert every clip once more on so few of the grid's points, and record how far the ends are apart
+        (see `coarse_error`); 0 for not at all.
     """
 
     frames: int
@@ -54,8 +57,11 @@ class Reading:
     taps: tuple[str, ...] = ("block_out.mean",)
     clips_per_device: int = 4
     stream: bool = False
+    error_steps: int = 0
 
     def __post_init__(self):
+        if not 0 <= self.error_steps < self.steps:
+            raise ConfigError(f"error_steps is {self.error_steps}; it must be below the {self.steps} steps of the run")
         if self.clips_per_device < 1:
             raise ConfigError(f"clips_per_device is {self.clips_per_device}; it must be at least 1")
         if not self.taps:
@@ -72,6 +78,15 @@ class Reading:
                 taps.append(Tap("block_in", reduce or "mean", blocks=(0,), name=f"{INPUT}.{reduce or 'mean'}"))
         return tuple(taps)
 
+    def walk(self) -> dict[str, Any]:
+        """Arguments of `invert`."""
+        return {
+            "steps": self.steps,
+            "solver": self.solver,
+            "capture_sigmas": self.capture_sigmas,
+            "capture_at": self.capture_at,
+        }
+
     def reader(self, clips: Sequence[Clip], skip_bad_clips: bool) -> ClipReader:
         return ClipReader(
             [clip.path for clip in clips],
@@ -84,6 +99,33 @@ class Reading:
         )
 
 
+class Encoded:
+    """Latents of clips that this process has encoded, so that the next model to read them need not do it again.
+
+    Latents do not depend on a clip's neighbours, so those kept are bit for bit what encoding would give.
+
+    Parameters
+    ----------
+    limit : bytes to keep; what does not fit is encoded again.
+    """
+
+    def __init__(self, limit: int = 1 << 30):
+        self._left = limit
+        self._rows: dict[Path, np.ndarray] = {}
+
+    def rows(self, clips: Sequence[Clip]) -> list[np.ndarray] | None:
+        """Latents [T', H', W', C] of the clips, or None if one is missing."""
+        found = [self._rows.get(clip.path) for clip in clips]
+        return None if any(row is None for row in found) else found  # type: ignore[return-value]
+
+    def add(self, clips: Sequence[Clip], latents: jax.Array) -> None:
+        """Keep the first rows of `latents` [B, T', H', W', C], one a clip."""
+        for clip, row in zip(clips, np.asarray(latents), strict=False):
+            if clip.path not in self._rows and row.nbytes <= self._left:
+                self._left -= row.nbytes
+                self._rows[clip.path] = row.copy()
+
+
 @dataclasses.dataclass
 class Batches:
     """Encoded micro-batches of the clips that are still to do; `skipped` fills while it is iterated."""
@@ -94,9 +136,22 @@ class Batches:
     mesh: jax.sharding.Mesh
     todo: Sequence[int]
     skip_bad_clips: bool = False
+    encoded: Encoded | None = None
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def __iter__(self) -> Iterator[tuple[MicroBatch, jax.Array, jax.Array]]:
+    def __iter__(self) -> Iterator[tuple[MicroBatch, jax.Array]]:
+        """Yields (micro-batch, latents [B, T', H', W', C])."""
+        known = self.encoded and self.encoded.rows([self.clips[i] for i in self.todo])
+        if not known:
+            for batch, _, latents in self.with_video():
+                if self.encoded is not None:
+                    self.encoded.add([self.clips[i] for i in batch.clip_ids[: batch.real]], latents)
+                yield batch, latents
+            return
+        for batch in micro_batches(zip(self.todo, known, strict=True), self.reading.clips_per_device, self.mesh):
+            yield batch, shard_batch(np.stack(batch.items), self.mesh)
+
+    def with_video(self) -> Iterator[tuple[MicroBatch, jax.Array, jax.Array]]:
         """Yields (micro-batch, video uint8 [B, T, H, W, 3], latents [B, T', H', W', C])."""
         reader = self.reading.reader([self.clips[i] for i in self.todo], self.skip_bad_clips)
         numbered = ((self.todo[position], video) for position, video in reader)
@@ -117,12 +172,13 @@ def invert_clips(
     metadata: dict[str, Any] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     skip_bad_clips: bool = False,
+    encoded: Encoded | None = None,
     title: str = "invert",
 ) -> tuple[ActivationStore, dict[str, str]]:
     """Invert every clip and store what the taps read.
 
     A clip that is stored is not computed again, so an interrupted run continues; its record holds the statistics of the
-    noise that it ended in.
+    noise that it ended in, and its `coarse_error` if that was asked for. Latents come from `encoded` where it has them.
 
     Returns
     -------
@@ -139,30 +195,29 @@ def invert_clips(
     taps = reading.tap_objects()
     pipeline = replicate(pipeline, mesh)
     cond = replicate(cond, mesh)
-    walk: dict[str, Any] = {
-        "steps": reading.steps,
-        "solver": reading.solver,
-        "capture_sigmas": reading.capture_sigmas,
-        "capture_at": reading.capture_at,
-    }
-    places = _places(pipeline, reading)
+    places = _places(pipeline, reading, _latents_shape(pipeline, clips, reading))
     store = open_store(pipeline, clips, reading, folder, places, metadata)
     with store:
         todo = [i for i in range(len(clips)) if i not in store.finished()]
-        batches = Batches(pipeline, clips, reading, mesh, todo, skip_bad_clips)
+        batches = Batches(pipeline, clips, reading, mesh, todo, skip_bad_clips, encoded)
         diverged: dict[str, str] = {}
         with progress(title, len(clips), done=len(clips) - len(todo)) as task:
-            for batch, _, latents in _first_compiles(batches, task):
+            for batch, latents in _first_compiles(batches, task):
                 ids = batch.clip_ids.copy()
                 sink = store.sink(ids, mesh) if reading.stream else None
                 try:
-                    trajectory = invert(pipeline, latents, cond, taps=taps, sink=sink, **walk)
+                    trajectory = invert(pipeline, latents, cond, taps=taps, sink=sink, **reading.walk())
                 except DivergedError as error:
                     trajectory = _without(error, ids, clips, diverged, skip_bad_clips)
                 if trajectory is not None and (ids != PADDING).any():
                     if sink is None:
                         store.write(ids, jax.tree.map(np.asarray, trajectory.captured))
-                    store.finish(ids, _rows(_noise(trajectory.latents)))
+                    rows = _rows(_noise(trajectory.latents))
+                    if reading.error_steps:
+                        errors = coarse_error(pipeline, latents, trajectory.latents, cond, reading)
+                        for row, error in zip(rows, errors, strict=True):
+                            row |= error
+                    store.finish(ids, rows)
                 task.advance(batch.real)
     return ActivationStore.open(folder), batches.skipped | diverged
 
@@ -188,6 +243,45 @@ def _without(error: DivergedError, ids, clips, diverged, skip):
     return error.trajectory
 
 
+def coarse_error(
+    pipeline: Pipeline, latents: jax.Array, ends: jax.Array, cond: Conditioning, reading: Reading
+) -> list[dict[str, float]]:
+    """How hard each clip's flow is to follow, at the price of `reading.error_steps` evaluations.
+
+    The inversion is repeated on that many steps, over points of the same grid from the same first to the same last one.
+    The relative rms distance between the two ends is, to leading order, proportional to the error of the finer run
+    (for a solver of order p and m times longer steps, ``m^p - 1`` times it): a measure per clip, not a bound.
+
+    Parameters
+    ----------
+    latents, ends : [B, T', H', W', C], where the inversion began and ended.
+
+    Returns
+    -------
+    One {"coarse_error": float} a clip, empty where the coarse run is not finite.
+    """
+    solver = as_solver(reading.solver)
+    sigmas = make_plan(
+        pipeline.schedule, steps=reading.steps, sigmas=None, tokens=math.prod(latents.shape[1:4]), up=True,
+        rounded=rounds(None, solver, up=True),
+    ).sigmas  # fmt: skip
+    few = np.unique(np.linspace(0, len(sigmas) - 1, reading.error_steps + 1).round().astype(int))
+    try:
+        trajectory = invert(pipeline, latents, cond, sigmas=np.asarray(sigmas)[few], solver=solver)
+    except DivergedError as error:
+        if error.trajectory is None:
+            return [{} for _ in latents]
+        trajectory = error.trajectory
+    values = np.asarray(_distance(trajectory.latents, ends))
+    return [{"coarse_error": float(f"{v:.6g}")} if np.isfinite(v) else {} for v in values]
+
+
+@jax.jit
+def _distance(a, b):
+    axes = tuple(range(1, a.ndim))
+    return jnp.sqrt(jnp.mean((a - b) ** 2, axes) / jnp.maximum(jnp.mean(b**2, axes), 1e-12))
+
+
 @jax.jit
 def _noise(latents):
     return fidelity.noise_statistics(latents)
@@ -209,10 +303,10 @@ def open_store(
     metadata: dict[str, Any] | None,
 ) -> ActivationStore:
     """Create the store of a reading, or reopen it to go on; `places` holds the sigmas and labels of its slots."""
+    if taken := {*(metadata or {})} & {*places, "reading"}:
+        raise ConfigError(f"a store's metadata already has {', '.join(sorted(taken))}; choose another name")
     taps, layers = reading.tap_objects(), pipeline.transformer.config.num_layers
-    video = _first_readable(clips, reading)
-    latents = jax.eval_shape(pipeline.encode, jax.ShapeDtypeStruct((1, *video.shape), jnp.uint8))
-    shapes = pipeline.tap_shapes(taps, latents.shape)
+    shapes = pipeline.tap_shapes(taps, _latents_shape(pipeline, clips, reading))
     return ActivationStore.create(
         folder,
         clips=len(clips),
@@ -222,6 +316,12 @@ def open_store(
         rows={str(tap.name): tap.rows(layers) for tap in taps},
         metadata={**(metadata or {}), **places, "reading": dataclasses.asdict(reading)},
     )
+
+
+def _latents_shape(pipeline: Pipeline, clips: Sequence[Clip], reading: Reading) -> tuple[int, ...]:
+    """Of one clip: (1, T', H', W', C)."""
+    video = _first_readable(clips, reading)
+    return jax.eval_shape(pipeline.encode, jax.ShapeDtypeStruct((1, *video.shape), jnp.uint8)).shape
 
 
 def _first_readable(clips: Sequence[Clip], reading: Reading) -> np.ndarray:
@@ -237,13 +337,14 @@ def _first_readable(clips: Sequence[Clip], reading: Reading) -> np.ndarray:
     raise broken or MissingDataError("there are no clips to read")
 
 
-def _places(pipeline: Pipeline, reading: Reading) -> dict[str, list[float]]:
+def _places(pipeline: Pipeline, reading: Reading, latents_shape: tuple[int, ...]) -> dict[str, list[float]]:
     """Sigmas and labels of the captures, from the plan that `invert` will follow."""
     solver = as_solver(reading.solver)
     plan = make_plan(
         pipeline.schedule,
         steps=reading.steps,
         sigmas=None,
+        tokens=math.prod(latents_shape[1:4]),
         up=True,
         rounded=rounds(None, solver, up=True),
         reads=True,

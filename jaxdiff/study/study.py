@@ -1,6 +1,7 @@
 """The study: one model and its controls read on a data set of matched possible and impossible clips, and probed."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,27 @@ from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.flow.schedule import UniPCFlow
 from jaxdiff.pipeline import Pipeline, load
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import Fidelity, probe_csv, write_report
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.analysis import Labels, Protocol, Source, analyse
+from jaxdiff.study import predictions
+from jaxdiff.study.analysis import Answer, Labels, Protocol, analyse
+from jaxdiff.study.budget import choose_scenes
 from jaxdiff.study.controls import untrained
-from jaxdiff.study.features import Features, input_features, stored_features
 from jaxdiff.study.inputs import read_inputs, read_noised, surprise
 from jaxdiff.study.inversion import measure, noise_measures, summary, text_condition, text_note
-from jaxdiff.study.probing import label_table
-from jaxdiff.study.reading import INPUT, Reading, invert_clips
+from jaxdiff.study.mistakes import clip_errors, rank_correlation
+from jaxdiff.study.probing import CLIP_LABELS, label_table
+from jaxdiff.study.reading import Encoded, Reading, invert_clips
 from jaxdiff.study.results import csv_rows, report_study, result_json
+from jaxdiff.study.sources import make_sources
 from jaxdiff.workdir import Workdir
 
 ASSETS = Path(__file__).parents[1] / "assets"
-NANO = "nano"
+NANO, REAL = "nano", "real"
 WORLD = "world"
+
+# Where the surprise of control models is measured.
+CONTROL_LEVELS = (0.3, 0.5, 0.7, 0.9)
 
 # Noise levels that are common to all models; 0 is the clean latent, before any step is taken.
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -38,7 +45,7 @@ LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 def nano_levels(steps: int) -> tuple[float, ...]:
     """The points of the nano model's own grid nearest to `LEVELS`, so that reading there adds no steps."""
     grid = UniPCFlow(shift=1.0).grid(steps)
-    return tuple(sorted({float(grid[np.argmin(np.abs(grid - level))]) for level in LEVELS}))
+    return tuple(sorted({round(float(grid[np.argmin(np.abs(grid - level))]), 6) for level in LEVELS}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,7 @@ class StudyConfig:
     """See the flags of `experiments.study`."""
 
     model: str
+    config: str = REAL
     dataset: str = WORLD
     data_dir: Path | None = None
     structureless: Path | None = None
@@ -65,19 +73,28 @@ class StudyConfig:
     untrained: bool = True
     noised: bool = True
     fidelity_clips: int = 4
+    error_steps: int = 10
     scenes: int = 60
+    time_budget: float = 0.0
     seed: int = 0
     world_seed: int = 0
     outer: int = 5
     inner: int = 4
     repeats: int = 1
+    published_seeds: int = 5
     skip_bad_clips: bool = False
 
     def __post_init__(self):
+        if self.config not in (NANO, REAL):
+            raise ConfigError(f"--config={self.config} is unknown; choose {NANO} or {REAL}")
         if self.dataset not in (WORLD, "intphys"):
             raise ConfigError(f"--dataset={self.dataset} is unknown; choose world (generated scenes) or intphys")
         if self.dataset == "intphys" and self.data_dir is None:
             raise ConfigError("--dataset=intphys needs --data_dir=DIR, the folder that holds dev/")
+        if self.time_budget and (self.dataset != WORLD or self.data_dir is not None):
+            raise ConfigError(
+                "--time_budget chooses how many scenes are generated; it needs --dataset=world and its folder"
+            )
         if 0.0 not in self.capture_sigmas:
             raise ConfigError("--capture_sigmas must hold 0: the clean latent is where the evidence is cleanest")
         if list(self.capture_sigmas) != sorted(set(self.capture_sigmas)):
@@ -89,7 +106,10 @@ class StudyConfig:
         return Reading(**{name: getattr(self, name) for name in names})
 
     def protocol(self) -> Protocol:
-        return Protocol(outer=self.outer, inner=self.inner, repeats=self.repeats, seed=self.seed)
+        return Protocol(
+            outer=self.outer, inner=self.inner, repeats=self.repeats, seed=self.seed,
+            published_seeds=self.published_seeds,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +119,22 @@ class Models:
     pipelines: dict[str, Pipeline]
 
     @property
+    def first(self) -> str:
+        """Name of the model itself."""
+        return next(iter(self.pipelines))
+
+    @property
     def main(self) -> Pipeline:
-        return next(iter(self.pipelines.values()))
+        return self.pipelines[self.first]
+
+    def reading(self, name: str, reading: Reading) -> Reading:
+        """How a model's clips are read: only the model itself pays for an error per clip."""
+        return reading if name == self.first else dataclasses.replace(reading, error_steps=0)
 
 
 def run_study(config: StudyConfig, workdir: Path) -> None:
     """Invert, probe, report; every stage continues where an interrupted run stopped."""
+    start = time.monotonic()
     with Workdir(workdir, config) as work:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
@@ -112,28 +142,32 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
         with work.stage("load"):
             models = load_models(config)
             cond = conditioning(models.main, config)
+        with work.stage("budget"):
+            effort = evaluations(config, len(models.pipelines))
+            scenes = choose_scenes(work, config, models.main, cond, effort, time.monotonic() - start)
         with work.stage("data"):
-            clips = load_clips(config, workdir)
-        reading = config.reading()
+            clips = load_clips(config, workdir, scenes)
+        reading, encoded = config.reading(), Encoded()
         stores: dict[str, ActivationStore] = {}
         noised: dict[str, ActivationStore] = {}
         skipped: dict[str, str] = {}
         for name, pipeline in models.pipelines.items():
-            folder = workdir / "store" / name
             with work.stage("invert", model=name):
                 stores[name], bad = invert_clips(
-                    pipeline, clips, cond, reading, folder, skip_bad_clips=config.skip_bad_clips,
-                    metadata={"labels": label_table(clips)}, title=f"invert ({name})",
+                    pipeline, clips, cond, models.reading(name, reading), workdir / "store" / name,
+                    skip_bad_clips=config.skip_bad_clips, metadata={CLIP_LABELS: label_table(clips)}, encoded=encoded,
+                    title=f"invert ({name})",
                 )  # fmt: skip
             skipped |= bad
         kept = whole_groups(clips, set.intersection(*(store.finished() for store in stores.values())))
         good = [clips[i] for i in kept]
         if config.noised:
             for name, pipeline in models.pipelines.items():
+                levels = config.capture_sigmas if name == models.first else control_levels(config.capture_sigmas)
                 with work.stage("noised", model=name):
                     noised[name] = read_noised(
-                        pipeline, good, cond, reading, config.capture_sigmas, workdir / "noised" / name,
-                        seed=config.seed, title=f"noised latents ({name})",
+                        pipeline, good, cond, reading, levels, workdir / "noised" / name,
+                        seed=config.seed, encoded=encoded, title=f"noised latents ({name})",
                     )  # fmt: skip
         with work.stage("inputs"):
             table = read_inputs(models.main, good, reading)
@@ -141,14 +175,17 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
         sources = make_sources(stores, noised, table, kept)
         with work.stage("probe", clips=len(good)):
             answers = analyse(sources, labels, config.protocol())
-        losses = {name: surprise(store) for name, store in noised.items()}
+        surprises = {name: surprise(store) for name, store in noised.items()}
         with work.stage("fidelity"):
             chosen = good[:: max(1, len(good) // max(1, config.fidelity_clips))][: config.fidelity_clips]
             measured, views, attention = measure(models.main, chosen, cond, reading)
-            records = {i: stores[first_name(models)].records()[i] for i in kept}
-            measured = dataclasses.replace(measured, noise=(*measured.noise, *noise_measures(records)))
-        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, losses, config.capture_sigmas, config.seed))
-        result = result_json(answers, labels, losses, config.capture_sigmas, config.seed)
+            records = stores[models.first].records()
+            errors = clip_errors(records, kept)
+            measured = dataclasses.replace(measured, noise=noise_measures({i: records[i] for i in kept}))
+            measured = with_mistakes(measured, answers["states"], errors, labels, config)
+        work.write(predictions.FILE, predictions.pack(answers, labels, surprises, config.capture_sigmas, good, errors))
+        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, surprises, config.seed))
+        result = result_json(answers, labels, surprises, config.seed)
         work.write_result(
             {
                 **result,
@@ -160,24 +197,55 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
             }
         )
         with work.stage("report"):
-            study = report_study(answers, labels, losses, config.capture_sigmas, config.seed)
+            study = report_study(answers, labels, surprises, config.capture_sigmas, config.seed)
             study = dataclasses.replace(
                 study,
-                title=f"Is plausibility linearly decodable from {Path(config.model).name}'s states?",
+                title=f"Is plausibility linearly decodable from the states of {config.model}?",
                 facts=facts(config, good, labels),
                 fidelity=measured,
                 attention=attention,
                 clips=views,
                 skipped=tuple(sorted(skipped.items())),
-                notes=notes(config),
+                notes=notes(config, scenes),
                 config=work.config,
                 seeds={"study": config.seed, "world": config.world_seed},
                 environment=work.sessions()[-1],
                 command=" ".join(map(str, work.sessions()[-1]["command"])),
             )
             write_report(workdir / "report.html", study)
-        work.finish(("result.json", "probe.csv"))
+        work.finish(("result.json", "probe.csv", predictions.FILE))
     print(headline(result["headline"], workdir))
+
+
+def evaluations(config: StudyConfig, models: int) -> float:
+    """Forward passes of the whole study for a clip, in units of one inversion."""
+    passes = models * config.steps + config.error_steps
+    if config.noised:
+        passes += len(config.capture_sigmas) + (models - 1) * len(control_levels(config.capture_sigmas))
+    return passes / config.steps
+
+
+def control_levels(sigmas: Sequence[float]) -> tuple[float, ...]:
+    """Noise levels at which control models are read on noised latents, which only serves their surprise."""
+    values = np.asarray(sigmas)
+    return tuple(sorted({float(values[np.argmin(np.abs(values - level))]) for level in CONTROL_LEVELS}))
+
+
+def with_mistakes(
+    measured: Fidelity, states: Answer, errors: np.ndarray, labels: Labels, config: StudyConfig
+) -> Fidelity:
+    """Each clip's error beside whether the probe told it wrong on the fold that held it out."""
+    known = np.isfinite(errors)
+    if not known.any():
+        return measured
+    wrong = 1.0 - states.result.hits[known]
+    return dataclasses.replace(
+        measured,
+        mistakes=wrong > 0.5,
+        clip_error=errors[known],
+        clip_error_name=f"relative distance between the ends of {config.error_steps} and of {config.steps} steps (by rank)",
+        mistake_correlation=rank_correlation(errors[known], wrong, labels.groups[known], seed=config.seed),
+    )
 
 
 def load_models(config: StudyConfig) -> Models:
@@ -195,27 +263,22 @@ def load_models(config: StudyConfig) -> Models:
     return Models(pipelines)
 
 
-def first_name(models: Models) -> str:
-    """The model itself, not a control."""
-    return next(iter(models.pipelines))
-
-
 def conditioning(pipeline: Pipeline, config: StudyConfig) -> Conditioning:
-    """The prompt of the flags; the nano model's empty prompt is one zero token by construction."""
-    if config.model == NANO and not config.prompt and config.text_embeddings is None:
+    """The prompt of the flags; a nano model's empty prompt is one zero token by construction."""
+    if config.config == NANO and not config.prompt and config.text_embeddings is None:
         return text_condition(pipeline, "", "zeros")
     return text_condition(pipeline, config.prompt, config.text_embeddings)
 
 
-def load_clips(config: StudyConfig, workdir: Path) -> list[Clip]:
+def load_clips(config: StudyConfig, workdir: Path, scenes: int) -> list[Clip]:
     """The data set's labelled clips; generated scenes are written in IntPhys's layout and read back by its loader."""
     if config.dataset == WORLD:
         from jaxdiff.data.worlds.layout import write_intphys
 
         folder = config.data_dir or workdir / "world"
         world = WorldConfig(frames=config.frames, size=config.size or 32)
-        write_intphys(world, config.world_seed, config.scenes, folder, depth=False, masks=False)
-        return load_intphys(folder, scenes=config.scenes)
+        write_intphys(world, config.world_seed, scenes, folder, depth=False, masks=False)
+        return load_intphys(folder, scenes=scenes)
     assert config.data_dir is not None  # checked by the config
     return load_intphys(config.data_dir)
 
@@ -229,68 +292,6 @@ def whole_groups(clips: Sequence[Clip], finished: set[int]) -> list[int]:
     return kept
 
 
-def make_sources(
-    stores: dict[str, ActivationStore],
-    noised: dict[str, ActivationStore],
-    table: dict[str, np.ndarray],
-    kept: Sequence[int],
-) -> list[Source]:
-    """Everything that is probed: the states, the null controls, the comparisons."""
-
-    def states(features: Features) -> Features:
-        return features.only([name for name in features.arrays if not name.startswith(f"{INPUT}.")])
-
-    def entering(features: Features) -> Features:
-        return features.only([name for name in features.arrays if name.startswith(f"{INPUT}.")])
-
-    read = {name: stored_features(store, kept) for name, store in stores.items()}
-    main = next(iter(read))
-    sources = [
-        Source("states", "inverted states", "states", main, states(read[main]), "all blocks and noise levels"),
-        Source(
-            "shuffled",
-            "shuffled labels",
-            "null",
-            main,
-            states(read[main]),
-            "labels permuted inside scenes",
-            True,
-        ),
-    ]
-    names = {"structureless": "structure-less model", "untrained": "untrained model, gates open"}
-    for name in read:
-        if name != main:
-            sources.append(Source(name, names[name], "null", name, states(read[name]), "same inversion and probes"))
-    linear = [name for name in table if name != "latents.frame_products"]
-    sources += [
-        Source("pixels", "pixels", "null", "", input_features(table, "pixels"), "4 x 4 colours of every frame"),
-        Source(
-            "latents", "VAE latents", "null", "",
-            input_features({n: table[n] for n in linear}, "latents"),
-            "mean, frame mean, 4 x 4 grid, moments",
-        ),
-        Source(
-            "products", "latents, products between frames", "comparison", "",
-            input_features({n: table[n] for n in table if n not in linear}, "latents"),
-            "quadratic: sees the combination of before and after",
-        ),
-        Source("input", "what enters block 0", "comparison", main, entering(read[main]), "the inverted x_sigma, embedded"),
-    ]  # fmt: skip
-    if main in noised:
-        features = states(stored_features(noised[main], range(len(kept))))
-        sources.append(
-            Source(
-                "noised",
-                "noised latents, no inversion",
-                "comparison",
-                main,
-                features,
-                "one forward pass per level",
-            )
-        )
-    return sources
-
-
 def facts(config: StudyConfig, clips: Sequence[Clip], labels: Labels) -> dict[str, str]:
     """The small facts under the report's heading."""
     scenes = len(set(labels.groups.tolist()))
@@ -302,14 +303,19 @@ def facts(config: StudyConfig, clips: Sequence[Clip], labels: Labels) -> dict[st
     }
 
 
-def notes(config: StudyConfig) -> tuple[str, ...]:
+def notes(config: StudyConfig, scenes: int) -> tuple[str, ...]:
     """What a reader must know before believing a number."""
     told = [text_note(config.prompt, config.text_embeddings)]
-    if config.model == NANO and config.text_embeddings is None and not config.prompt:
+    if config.config == NANO and config.text_embeddings is None and not config.prompt:
         told = ["prompt: empty, which the nano model was trained to see as one zero token"]
     if config.dataset == WORLD:
+        chosen = (
+            f" (as many as a budget of {config.time_budget:g} s held here, {config.scenes} at least)"
+            if config.time_budget
+            else ""
+        )
         told.append(
-            f"generated scenes, {config.scenes} for each of the three categories, world seed {config.world_seed}"
+            f"generated scenes, {scenes} for each of the three categories{chosen}; world seed {config.world_seed}"
         )
     return tuple(told)
 

@@ -119,7 +119,7 @@ def test_killed_study_ends_in_the_bits_of_an_uninterrupted_one(inputs, tmp_path)
     finished = kill_after_first_clip(study(inputs, tmp_path / "run"), tmp_path / "run/store/trained")
     assert finished and not (tmp_path / "run/DONE").exists()
     run(study(inputs, tmp_path / "run"))
-    files = ["result.json", "probe.csv"]
+    files = ["result.json", "probe.csv", "predictions.npz"]
     for store in ("store/trained", "store/untrained", "noised/trained"):
         assert_same(tmp_path / "whole", tmp_path / "run", store, files)
 

@@ -69,7 +69,7 @@ class Toy:
         (h, buffers), _ = jax.lax.scan(body, (h, buffers), (self.weights, reader.per_block))
         return (h - 0.5 * h.mean(1, keepdims=True)).reshape(latents.shape), buffers
 
-    def tap_shapes(self, taps, latents_shape):
+    def tap_shapes(self, taps, latents_shape, cond=None):
         def captured(latents):
             text = jnp.zeros((1, 1, latents.shape[-1]))
             return self.evaluate(latents, 0.5, Conditioning(text=text), taps=taps)[1]

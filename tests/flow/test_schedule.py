@@ -70,8 +70,8 @@ def test_schedules_are_hashable_and_compared_by_value():
         (WAN | {"prediction_type": "epsilon"}, "prediction_type='epsilon' is not supported"),
         (WAN | {"final_sigmas_type": "sigma_min"}, "final_sigmas_type"),
         ({"_class_name": "UniPCMultistepScheduler"}, "prediction_type='epsilon'"),  # the class's own default
-        (EULER | {"use_dynamic_shifting": True}, "use_dynamic_shifting=True is not supported"),
-        (EULER | {"shift_terminal": 0.1}, "shift_terminal=0.1 is not supported"),
+        (EULER | {"use_karras_sigmas": True}, "use_karras_sigmas=True is not supported"),
+        (EULER | {"time_shift_type": "cubic"}, "time_shift_type='cubic' is not supported"),
         (EULER | {"shift": None}, "must be numbers"),
         (EULER | {"shift": -1.0}, "positive shift"),
     ],

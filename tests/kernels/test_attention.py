@@ -10,9 +10,9 @@ import pytest
 from jaxdiff import kernels
 
 
-def reference(q, k, v):
+def reference(q, k, v, bias=0.0):
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    scores = np.einsum("bqkd,bskd->bkqs", q, k) * q.shape[-1] ** -0.5
+    scores = np.einsum("bqkd,bskd->bkqs", q, k) * q.shape[-1] ** -0.5 + bias
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return np.einsum("bkqs,bskd->bqkd", weights, v), weights
@@ -53,6 +53,25 @@ def test_gradients_of_blocks_equal_those_of_the_dense_reference(small_blocks):
         np.testing.assert_allclose(got, want, atol=2e-5)  # float32, sums over 50 queries
 
 
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("shape", [(2, 3, 37, 96), (1, 3, 37, 96), (2, 1, 1, 96), (1, 1, 37, 96)])
+def test_a_bias_is_added_to_the_scores_whatever_it_is_broadcast_over(small_blocks, implementation, shape):
+    q, k, v = inputs(queries=37)
+    bias = 2 * np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    got = kernels.attention(q, k, v, bias=bias, implementation=implementation)
+    np.testing.assert_allclose(got, reference(q, k, v, bias)[0], atol=5e-6)
+    assert np.abs(got - reference(q, k, v)[0]).max() > 0.1
+
+
+def test_keys_under_a_text_mask_do_not_exist(small_blocks):
+    q, k, v = inputs(queries=37, keys=10)
+    mask = np.arange(10) < np.array([[4], [10]])
+    bias = jnp.where(mask, 0.0, -10000.0)[:, None, None]
+    got = kernels.attention(q, k, v, bias=bias)
+    np.testing.assert_allclose(got[0], reference(q[:1], k[:1, :4], v[:1, :4])[0][0], atol=5e-6)
+    np.testing.assert_allclose(got[1], reference(q[1:], k[1:], v[1:])[0][0], atol=5e-6)
+
+
 def test_bfloat16_keeps_its_dtype_and_its_accuracy():
     q, k, v = inputs(gain=1.0)
     got = kernels.attention(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)))
@@ -79,6 +98,9 @@ def test_unknown_implementation_and_wrong_shapes_are_errors():
         kernels.attention(q, k, v, implementation="flash")
     with pytest.raises(ValueError, match="expected q"):
         kernels.attention(q, k[:, :, :2], v)
+    for shape in ((2, 96), (3, 1, 1, 96), (2, 1, 95, 96), (2, 1, 1, 1)):
+        with pytest.raises(ValueError, match="expected a bias"):
+            kernels.attention(q, k, v, bias=jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("frames", [1, 4, 6])

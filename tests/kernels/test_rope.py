@@ -33,3 +33,11 @@ def test_channels_are_split_between_time_height_and_width_as_published():
     assert np.all(sin[0, ..., :22] == 0) and np.all(sin[1, ..., :22] != 0)
     assert np.all(sin[:, 0, :, 22:43] == 0) and np.all(sin[:, 1, :, 22:43] != 0)
     assert np.all(sin[:, :, 0, 43:] == 0) and np.all(sin[:, :, 1, 43:] != 0)
+
+
+def test_every_clip_may_have_angles_of_its_own():
+    tables = [kernels.rope_3d(grid, 12) for grid in ((2, 2, 2), (1, 2, 4))]
+    x = np.random.default_rng(1).standard_normal((2, 8, 2, 12)).astype(np.float32)
+    both = kernels.rotate_pairs(x, *(np.stack(part) for part in zip(*tables, strict=True)))
+    for i, table in enumerate(tables):
+        np.testing.assert_array_equal(both[i], kernels.rotate_pairs(x[i : i + 1], *table)[0])

@@ -179,9 +179,9 @@ def test_a_path_that_is_no_checkpoint_folder_says_what_it_is(tmp_path, folder, u
     ("changes", "error", "message"),
     [
         (
-            {"_class_name": "CogVideoPipeline"},
+            {"_class_name": "Mochi"},
             CheckpointError,
-            "'CogVideoPipeline' is not supported (supported: ",
+            "'Mochi' is not supported (supported: ",
         ),
         (
             {"_class_name": "WanPipelin"},

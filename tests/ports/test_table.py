@@ -82,6 +82,10 @@ def saved(tmp_path, state):
         (transforms.gain2d, (7, 1, 1), (7,)),
         (transforms.gain3d, (7, 1, 1, 1), (7,)),
         (transforms.patch_matmul(3, (1, 2, 4)), (5, 3, 1, 2, 4), (24, 5)),
+        (transforms.patch_matmul(3, (2, 4)), (5, 3, 2, 4), (24, 5)),
+        (transforms.patch_linear(3, (2, 1, 4)), (5, 24), (24, 5)),
+        (transforms.patch_rows(8, transforms.linear), (24, 5), (5, 24)),
+        (transforms.patch_rows(8, transforms.as_is), (24,), (24,)),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
@@ -103,6 +107,12 @@ def test_transforms_do_what_the_layers_need():
     kernel, patch = rng.standard_normal((5, 3, 1, 2, 4)), rng.standard_normal((1, 2, 4, 3))
     made = patch.reshape(-1) @ transforms.patch_matmul(3, (1, 2, 4)).forward(kernel)
     np.testing.assert_allclose(made, np.einsum("octhw,thwc->o", kernel, patch), rtol=1e-12)
+    made = patch.reshape(-1) @ transforms.patch_linear(3, (1, 2, 4)).forward(kernel.reshape(5, -1))
+    np.testing.assert_allclose(made, np.einsum("octhw,thwc->o", kernel, patch), rtol=1e-12)
+    rows = np.arange(24).reshape(3, 1, 2, 4)  # (C, t, h, w)
+    np.testing.assert_array_equal(
+        transforms.patch_rows(8, transforms.as_is).forward(rows.reshape(-1)), np.moveaxis(rows, 0, -1).reshape(-1)
+    )
 
     conv = transforms.conv3d.forward(rng.standard_normal((2, 3, 4, 5, 6)))
     assert conv.flags.owndata is False  # a view: nothing is read until it is copied

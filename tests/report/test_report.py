@@ -17,6 +17,7 @@ from jaxdiff.report import (
     Fidelity,
     FrameAttention,
     Grid,
+    Measure,
     Row,
     Study,
     Table,
@@ -267,6 +268,32 @@ def test_the_clean_end_says_where_the_rise_begins(page):
     assert "the interval of every input row holds chance" in page.text
     assert "3 of 5 blocks have an interval above chance (about 0.1 would by luck alone)" in page.text
     assert "the first is block 2 (60.1 %)" in page.text
+
+
+def test_latents_that_finer_pooling_reads_are_not_hidden_behind_their_average(full):
+    def with_latents(low):
+        rows = tuple(
+            dataclasses.replace(row, estimate=Estimate(low + 0.03, low, low + 0.06)) if row.key == "latents" else row
+            for row in full.rows
+        )
+        return render(dataclasses.replace(full, rows=rows))
+
+    said = "Pooled more finely, the same latents reach 62.0 %"
+    assert said in with_latents(0.59)
+    assert "Pooled more finely" not in with_latents(0.48)
+
+
+def test_the_rows_below_the_blocks_are_explained(full):
+    named = dataclasses.replace(
+        full, grids=(dataclasses.replace(full.grids[0], labels=("latents", "x_sigma", *"01234")),)
+    )
+    assert "averaged over all tokens as the blocks are" in render(named)
+
+
+def test_statistics_of_the_noise_are_named_once():
+    part = Fidelity(noise=(Measure("noise: kurtosis", 0.5, 0.0),))
+    text = render(Study("t", fidelity=part))
+    assert "<td>kurtosis</td>" in text and "noise: kurtosis" not in text
 
 
 def test_clips_beyond_the_budget_are_left_out_and_counted(monkeypatch):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
 from jaxdiff.models.network import Network
+from jaxdiff.models.text.prompt import TextConvention
+from jaxdiff.models.text.tokenizer import clean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +17,8 @@ class Wan:
     """Wan 2.1 text to video. The network predicts the velocity of the flow itself, in flow coordinates."""
 
     name: str = "wan"
+    # No mask reaches the transformer: zeros in place of padding attend like text.
+    text: TextConvention = TextConvention(512, clean, attend_padding=False, zero_padding=True)
 
     def validate(self, transformer: Network, latents_shape: tuple[int, ...], cond: Conditioning) -> None:
         """Raise a `ConfigError` that names the first thing that does not fit."""

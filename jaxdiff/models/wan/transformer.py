@@ -20,7 +20,9 @@ from jaxdiff.models.layers import (
     Linear,
     RMSNorm,
     gelu_tanh,
+    patchify,
     timestep_embedding,
+    unpatchify,
 )
 from jaxdiff.taps import SITES, BlockReader, Reader
 
@@ -213,40 +215,15 @@ class WanTransformer(nnx.Module):
         rope = kernels.rope_3d(grid, config.attention_head_dim)
 
         reader = Reader(taps, edits, layers=config.num_layers, grid=grid, sigma=sigma, key=key)
-        graphdef, stacked = nnx.split(self.blocks)
 
-        def run(x, params, per_block):
-            tap = reader.block(per_block)
-            return nnx.merge(graphdef, params)(x, text, modulation, rope, tap), tap.readings
+        def run(block, x, tap):
+            return block(x, text, modulation, rope, tap)
 
-        def body(carry, scanned):
-            x, buffers = carry
-            x, readings = run(x, *scanned)
-            return (x, reader.write(buffers, readings, scanned[1])), None
-
-        first = jax.tree.map(lambda leaf: leaf[0], (stacked, reader.per_block))
-        buffers = reader.buffers(lambda *args: run(*args)[1], x, *first)
-        body = jax.checkpoint(body) if remat else body
-        (x, buffers), _ = jax.lax.scan(body, (x, buffers), (stacked, reader.per_block))
+        x, captured = network.scan(run, self.blocks, x, reader, remat=remat)
 
         shift, scale = jnp.split(self.modulation[...] + time[:, None].astype(jnp.float32), 2, axis=1)
         x = self.out((self.norm(x) * (1 + scale) + shift).astype(x.dtype))
-        return unpatchify(x, grid, patch), buffers
-
-
-def patchify(latents: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
-    """[B, T', H', W', C] -> tokens [B, S, pt ph pw C], ordered by frame, row, column."""
-    batch, t, h, w, channels = latents.shape
-    pt, ph, pw = patch
-    x = latents.reshape(batch, t // pt, pt, h // ph, ph, w // pw, pw, channels)
-    return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, -1, pt * ph * pw * channels)
-
-
-def unpatchify(x: jax.Array, grid: tuple[int, int, int], patch: tuple[int, int, int]) -> jax.Array:
-    """Tokens [B, S, pt ph pw C] -> [B, T', H', W', C]."""
-    (t, h, w), (pt, ph, pw) = grid, patch
-    x = x.reshape(x.shape[0], t, h, w, pt, ph, pw, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(x.shape[0], t * pt, h * ph, w * pw, -1)
+        return unpatchify(x, grid, patch), captured
 
 
 def _volume(patch):

@@ -7,6 +7,7 @@ compares with, tensor by tensor.
 import dataclasses
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -235,8 +236,8 @@ class WanVAE(nnx.Module):
         ConfigError : the video's shape does not fit the strides.
         """
         config = self.config
-        _check_video(video.shape, config)
-        return self.to_moments(_stream(self.encoder, video, chunk * config.temporal_stride))
+        check_video("WanVAE", video.shape, config)
+        return self.to_moments(stream(self.encoder, video, chunk * config.temporal_stride))
 
     def decode(self, latents: jax.Array, *, clamp: bool = True, chunk: int = 1) -> jax.Array:
         """Video of denormalised latents.
@@ -259,7 +260,7 @@ class WanVAE(nnx.Module):
             raise ConfigError(
                 f"WanVAE.decode: latents must be [B, T', H', W', {self.config.z_dim}], got {latents.shape}"
             )
-        video = _stream(self.decoder, self.from_latents(latents), chunk)
+        video = stream(self.decoder, self.from_latents(latents), chunk)
         return jnp.clip(video, -1.0, 1.0) if clamp else video
 
     def normalise(self, latents: jax.Array) -> jax.Array:
@@ -280,20 +281,30 @@ def _identity(_: jax.Array, shape: tuple[int, int], dtype) -> jax.Array:
     return jnp.eye(*shape, dtype=dtype)
 
 
-def _stream(network: Callable[[jax.Array, Memory], jax.Array], x: jax.Array, chunk: int) -> jax.Array:
-    """Run a causal network over [B, T, ...]: first frame 0, then `chunk` frames at a time, then what is left."""
+def stream(
+    network: Callable[[jax.Array, Any], jax.Array],
+    x: jax.Array,
+    chunk: int,
+    *,
+    first: int = 1,
+    memory: type[Memory] = Memory,
+) -> jax.Array:
+    """Run a causal network over [B, T, ...]: the `first` frames, then `chunk` frames at a time, then what is left.
+
+    The network is called as ``network(frames, memory)``; an instance of `memory` hands each chunk what its layers kept
+    of the one before.
+    """
 
     def step(state, frames):
-        memory = Memory(state)
-        y = network(frames, memory)
-        return memory.state, y  # a state is complete only after the network has run
+        past = memory(state)
+        y = network(frames, past)
+        return past.state, y  # a state is complete only after the network has run
 
-    memory = Memory(None)
-    parts = [network(x[:, :1], memory)]
-    state = memory.state
-    count, rest = divmod(x.shape[1] - 1, chunk)
+    state, y = step(None, x[:, :first])
+    parts = [y]
+    count, rest = divmod(x.shape[1] - first, chunk)
     if count:
-        chunks = x[:, 1 : 1 + count * chunk].reshape(x.shape[0], count, chunk, *x.shape[2:])
+        chunks = x[:, first : first + count * chunk].reshape(x.shape[0], count, chunk, *x.shape[2:])
         state, y = jax.lax.scan(step, state, jnp.moveaxis(chunks, 1, 0))
         y = jnp.moveaxis(y, 0, 1)
         parts.append(y.reshape(y.shape[0], count * y.shape[2], *y.shape[3:]))
@@ -302,18 +313,19 @@ def _stream(network: Callable[[jax.Array, Memory], jax.Array], x: jax.Array, chu
     return jnp.concatenate(parts, axis=1)
 
 
-def _check_video(shape: tuple[int, ...], config: WanVAEConfig) -> None:
+def check_video(name: str, shape: tuple[int, ...], config: Any) -> None:
+    """Raise a `ConfigError` for a video [B, T, H, W, in_channels] that does not fit the configuration's strides."""
     if len(shape) != 5 or shape[-1] != config.in_channels:
-        raise ConfigError(f"WanVAE.encode: video must be [B, T, H, W, {config.in_channels}], got {shape}")
+        raise ConfigError(f"{name}.encode: video must be [B, T, H, W, {config.in_channels}], got {shape}")
     frames, stride = shape[1], config.temporal_stride
     if frames < 1 or (frames - 1) % stride:
         fits = 1 + (max(frames, 1) - 1) // stride * stride
         raise ConfigError(
-            f"WanVAE.encode: {frames} frames do not fit {stride}k+1; the nearest lengths that do are {fits} and "
+            f"{name}.encode: {frames} frames do not fit {stride}k+1; the nearest lengths that do are {fits} and "
             f"{fits + stride}"
         )
     if any(n < 1 or n % config.spatial_stride for n in shape[2:4]):
         raise ConfigError(
-            f"WanVAE.encode: frames of {shape[2]}x{shape[3]} pixels do not fit: height and width must be multiples of "
+            f"{name}.encode: frames of {shape[2]}x{shape[3]} pixels do not fit: height and width must be multiples of "
             f"{config.spatial_stride}"
         )

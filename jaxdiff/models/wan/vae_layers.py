@@ -248,8 +248,8 @@ def upsampled_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
 
 
-def conv3d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """[B, T, H, W, in] with kernel [kt, kh, kw, in, out]: "valid" in time with a stride, "same" in space.
+def conv3d(x: jax.Array, kernel: jax.Array, stride: int = 1, spatial_stride: int = 1) -> jax.Array:
+    """[B, T, H, W, in] with kernel [kt, kh, kw, in, out]: "valid" in time, "same" in space, each with its stride.
 
     ``y[t] = sum_i conv2d(x[stride t + i], kernel[i])``, either as that sum or as one convolution of the frames
     ``x[stride t + i]`` laid side by side as channels.
@@ -260,8 +260,8 @@ def conv3d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     shifted = [x[:, i : i + stride * (frames - 1) + 1 : stride] for i in range(taps)]
     if inputs <= _NARROW:
         kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(height, width, taps * inputs, outputs)
-        return _frames(conv2d, jnp.concatenate(shifted, axis=-1), kernel, 1, padding)
-    parts = [_frames(conv2d, part, kernel[i], 1, padding) for i, part in enumerate(shifted)]
+        return _frames(conv2d, jnp.concatenate(shifted, axis=-1), kernel, spatial_stride, padding)
+    parts = [_frames(conv2d, part, kernel[i], spatial_stride, padding) for i, part in enumerate(shifted)]
     return functools.reduce(jnp.add, parts)
 
 

@@ -1,0 +1,7 @@
+"""LTX-Video: transformer, video VAE and the family object that a pipeline drives them with."""
+
+from jaxdiff.models.ltx.family import LTX
+from jaxdiff.models.ltx.transformer import LTXTransformer, LTXTransformerConfig
+from jaxdiff.models.ltx.vae import LTXVAE, LTXVAEConfig
+
+__all__ = ["LTX", "LTXVAE", "LTXTransformer", "LTXTransformerConfig", "LTXVAEConfig"]

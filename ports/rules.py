@@ -1,0 +1,17 @@
+"""Rules that the tables of several families share."""
+
+from ports.table import Rule, Table
+from ports.transforms import Transform, as_is
+
+# Into a wide layer the output is split over `tensor`, out of it the input is; the other side is split over
+# `fsdp`.
+INTO = ("fsdp", "tensor")
+BACK = ("tensor", "fsdp")
+
+
+def layer(source: str, leaf: str, kernel: Transform, spec: tuple = (), *, keep_float32: bool = False) -> Table:
+    """A linear layer or a convolution: `weight` -> `kernel`, `bias` -> `bias`, split as the outputs are."""
+    return (
+        Rule(f"{source}.weight", f"{leaf}/kernel", kernel, spec, keep_float32),
+        Rule(f"{source}.bias", f"{leaf}/bias", as_is, spec[1:], keep_float32),
+    )

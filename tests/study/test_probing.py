@@ -1,0 +1,49 @@
+"""A store is probed again by the labels that a study left in it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff.errors import ConfigError
+from jaxdiff.store import ActivationStore
+from jaxdiff.study.probing import CLIP_LABELS, ProbeConfig, label_table, run_probe
+from tests.study import fake
+
+
+def write_store(folder, clips, metadata):
+    rng = np.random.default_rng(0)
+    y = np.array([clip.possible for clip in clips])
+    specs = {
+        name: jax.ShapeDtypeStruct((rows, 3), jnp.float32) for name, rows in (("block_out.mean", 2), ("input.mean", 1))
+    }
+    rows = {"block_out.mean": (0, 1), "input.mean": (0,)}
+    store = ActivationStore.create(
+        folder, clips=len(clips), names=[clip.name for clip in clips], slots=2, specs=specs, rows=rows,
+        metadata={"sigmas": list(fake.SIGMAS), "labels": list(fake.SIGMAS), **metadata},
+    )  # fmt: skip
+    arrays = {n: rng.standard_normal((2, s.shape[0], len(clips), 3)).astype(np.float32) for n, s in specs.items()}
+    arrays["block_out.mean"][:, 1, :, 0] += 4 * y - 2
+    with store:
+        store.write(np.arange(len(clips)), arrays)
+        store.finish(np.arange(len(clips)), [{}] * len(clips))
+
+
+def test_a_study_s_store_is_probed_under_both_protocols(tmp_path):
+    clips = fake.clips()
+    write_store(tmp_path / "store", clips, {CLIP_LABELS: label_table(clips)})
+    config = ProbeConfig(tmp_path / "store", outer=3, inner=2, published_seeds=2)
+    run_probe(config, tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_bytes())
+    assert (result["clips"], result["scenes"]) == (48, 12)
+    assert result["headline"]["states"]["value"] > 0.85 > result["headline"]["shuffled"]["value"]
+    assert result["protocols"]["published"].keys() == {"states", "shuffled"}
+    assert (tmp_path / "run/DONE").exists()
+
+
+def test_a_store_without_labels_says_how_to_give_them(tmp_path):
+    write_store(tmp_path / "store", fake.clips(3), {})
+    with pytest.raises(ConfigError, match=r"--labels=FILE\.csv"):
+        run_probe(ProbeConfig(tmp_path / "store"), tmp_path / "run")
