@@ -20,7 +20,7 @@ NANO = {
     "size": 32,
     "steps": 20,
     "clips_per_device": 48,
-    "fidelity_clips": 4,
+    "fidelity_clips": 2,
     "published_seeds": 3,
 }
 REAL = {
@@ -63,7 +63,9 @@ class Config:
     stream: bool = setting(False, "Write captures while the program runs.")
     untrained: bool = setting(True, "Run the untrained control: the same network with random weights, gates open.")
     noised: bool = setting(True, "Run the comparison without inversion, and the surprise by denoising loss.")
-    fidelity_clips: int | None = setting(None, "Clips whose round trip and self-convergence are measured; default 4.")
+    fidelity_clips: int | None = setting(
+        None, "Clips whose round trip and self-convergence are measured; default 2 for nano, 4 else."
+    )
     error_steps: int | None = setting(
         None,
         "Steps of a second, coarser inversion whose end gives an error per clip; 0: none. Default --steps / 4, 10 at most.",

@@ -44,7 +44,8 @@ from jaxdiff.probes.linear import CONSTANT, LinearProbe
 # hardly change the objective, a share of the weights' own part of it.
 TOLERANCE = 3e-5
 OF_WEIGHTS = 1e-5
-RESOLUTION = 1e-10  # of the objective; weights below it are rounding (features without any linear signal)
+RESOLUTION = 1e-10  # of the objective; weights below it are rounding (features without any linear signal),
+HIDDEN = 1e-7  # and up to this share so are those that float32 cannot resolve at this penalty
 ROUNDING = 5e-7  # relative error of a float32 objective
 NEWTON_LIMIT = 60  # steps per penalty; 2 to 8 are usual
 CG_LIMIT = 80  # conjugate gradient iterations per step
@@ -217,7 +218,6 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
     weight = train * (wrong * (1 - wrong))
     diagonal = weight @ (z * z) + penalty, weight.sum(1) + 1e-20
     objective = state.loss + 0.5 * penalty * state.square
-    scale = jnp.minimum(objective, (OF_WEIGHTS * 0.5 * penalty * state.square + RESOLUTION * objective) / TOLERANCE)
 
     if exact:  # gradient and Hessian with respect to a
 
@@ -254,6 +254,8 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
     rows = (z * z).sum(1)
     noise = z.shape[1] * ((pull * pull) @ rows) / least + (weight @ rows) * (state.a * state.a).sum(1)
     noise = UNIT_ROUNDOFF**2 * noise
+    floor = jnp.clip(4 * noise, RESOLUTION * objective, HIDDEN * objective)
+    scale = jnp.minimum(objective, (OF_WEIGHTS * 0.5 * penalty * state.square + floor) / TOLERANCE)
     gap = (left(gradient) + noise) / scale
     active = ~done & ~(gap <= TOLERANCE)
     enough, allowed = DECREMENT * scale, 0.5 * TOLERANCE * scale - noise

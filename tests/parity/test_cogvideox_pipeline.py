@@ -119,7 +119,7 @@ def test_an_euler_step_equals_the_schedulers_step_at_every_timestep(shift, steps
     for i, t in enumerate(theirs.timesteps):
         x, v = rng.standard_normal((2, 1, 2, 3, 4, 4)).astype(np.float32)
         stepped = x + np.float32(grid[i + 1] - grid[i]) * np.asarray(ours.velocity(v, x, grid[i]))
-        z = np.asarray(ours.to_network(x, grid[i]))
+        z = np.array(ours.to_network(x, grid[i]))  # a copy: torch takes no read-only array
         expected = theirs.step(torch.from_numpy(v), int(t), torch.from_numpy(z)).prev_sample
         assert relative_error(ours.to_network(stepped, grid[i + 1]), expected) <= 1e-5, t
 
