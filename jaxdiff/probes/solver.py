@@ -270,24 +270,21 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
     cross, own = (state.spread * weights).sum(1), (spread * weights).sum(1)
     slope = (pull * moved).sum(1) + penalty * cross
 
+    # Whether a step is too long is decided once and carried: a loop's condition and its body may round the same
+    # expression differently, and would then wait for each other for ever.
     def at(size):
-        return (
-            size,
-            _loss(problem, state.margins + size[:, None] * moved),
-            state.square + 2 * size * cross + size**2 * own,
-        )
-
-    def too_far(size, loss, square):
+        loss = _loss(problem, state.margins + size[:, None] * moved)
+        square = state.square + 2 * size * cross + size**2 * own
         # Float32 sums cannot tell changes of the objective below their own rounding.
         allowed = objective * (1 + ROUNDING) + 1e-4 * size * slope
-        return ~(loss + 0.5 * penalty * square <= allowed) & (size > 0)
+        return size, loss, square, ~(loss + 0.5 * penalty * square <= allowed) & (size > 0)
 
     def shorten(trial):
-        size = trial[0]
-        return at(jnp.where(too_far(*trial), jnp.where(size > 1e-3, 0.4 * size, 0), size))
+        size, _, _, too_far = trial
+        return at(jnp.where(too_far, jnp.where(size > 1e-3, 0.4 * size, 0), size))
 
-    size = jnp.where(active, 1.0, 0.0)
-    size, loss, square = jax.lax.while_loop(lambda trial: jnp.any(too_far(*trial)), shorten, at(size))
+    first = at(jnp.where(active, 1.0, 0.0))
+    size, loss, square, _ = jax.lax.while_loop(lambda trial: jnp.any(trial[-1]), shorten, first)
     after = _State(
         state.a + size[:, None] * da,
         state.intercept + size * db,

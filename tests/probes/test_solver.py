@@ -1,6 +1,8 @@
 import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -162,3 +164,28 @@ def test_a_fit_that_does_not_converge_is_an_error(monkeypatch):
     x, y, train = features("plain", 76, 22), labels_of(76), leave_one_out(76)
     with pytest.raises(CheckFailed, match=r"candidate 0, column 0: penalty"):
         fit(x, y, train)
+
+
+def _loops(jaxpr):
+    """Every `while` of a jaxpr, those inside of others included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "while":
+            yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if hasattr(inner, "jaxpr"):
+                    yield from _loops(inner.jaxpr)
+                elif hasattr(inner, "eqns"):
+                    yield from _loops(inner)
+
+
+def test_no_loop_ends_by_float_arithmetic_that_its_body_might_round_otherwise():
+    # A line search whose condition and body each compared the objective for themselves once disagreed in the last bit,
+    # for ever.
+    x, rows = jnp.ones((1, 12, 3)), jnp.ones((2, 12), bool)
+    program = jax.make_jaxpr(functools.partial(solver._fit_sets, weights=False))(x, rows, rows, jnp.ones(2))
+    loops = list(_loops(program.jaxpr))
+    assert len(loops) >= 6  # two Newton loops, each with conjugate gradients and a line search
+    for loop in loops:
+        inputs = [v.aval.dtype for e in loop.params["cond_jaxpr"].jaxpr.eqns for v in e.invars]
+        assert not any(jnp.issubdtype(dtype, jnp.floating) for dtype in inputs)
