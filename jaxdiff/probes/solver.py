@@ -23,10 +23,11 @@ its objective. As the objective is strongly convex, that bounds what is left to 
 hides is added. A Newton decrement would not do: that of an inner solve cut short is too small, by any factor
 where H is ill-conditioned, and clips that saturate take curvature away. It only tells when to solve tightly.
 
-Columns for which all this fails, or whose training variances float32 cannot tell from the shared matrix (a
-feature with one huge outlier in the held-out fold), are solved again alone, in units and a rotation of their
-own. Fits that float32 cannot show to be near their minimum even then (nearly collinear features at very weak
-penalties: weights a thousand times what the margins are) are left to `LinearProbe`, in float64 on the host.
+A few columns for which all this fails are left to `LinearProbe`, in float64 on the host. Many (training variances
+that float32 cannot tell from the shared matrix, as of a feature with one huge outlier in the held-out fold) are first
+solved with the exact Hessian and then each alone, in units and a rotation of its own; what is left for float64 are
+fits that float32 cannot show to be near their minimum (nearly collinear features at very weak penalties: weights a
+thousand times what the margins are).
 """
 
 import functools
@@ -52,9 +53,12 @@ CG_LIMIT = 80  # conjugate gradient iterations per step
 CG_RESIDUAL = 0.3  # of the gradient in the preconditioner's norm: tight inner solves do not pay
 DECREMENT = 1e-5  # of the objective: a step that gains less is solved tightly, as perhaps the last
 TIGHT_LIMIT = 500  # conjugate gradient iterations of such a step
+SHORTER = 0.5  # factor by which a step that is too long is shortened
 UNIT_ROUNDOFF = 6e-8  # of float32
 QUASI_SPREAD = 0.35  # largest |1/d - 1| for which the quasi-Newton steps alone are trusted
 SPREAD = 8.0  # largest total over training variance for the shared matrix
+FEW = 4  # unsolved columns a set that go straight to float64: two more programs to compile would not pay
+WIDTH = 128  # features are padded to multiples of it
 WELL_CONDITIONED = 1e-4  # smallest eigenvalue over largest for which an n x n kernel is accurate in float32
 
 
@@ -230,6 +234,7 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
             return back(pushed, spread), pushed.sum(1)
 
         gradient = back(pull, state.spread), pull.sum(1)
+        coupling = back(weight, jnp.zeros_like(state.spread))  # the Hessian between weights and intercept
         least = penalty * jnp.where(inverse > 0, inverse, jnp.inf).min(1)
     else:  # both times the inverse of basis^T (1/d) basis, and that matrix replaced by 1 in the Hessian
 
@@ -238,11 +243,10 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
             return pushed @ z + penalty * direction[0], pushed.sum(1)
 
         gradient = pull @ z + penalty * state.a, pull.sum(1)
+        coupling = weight @ z
         least = jnp.full_like(objective, penalty / (1 + QUASI_SPREAD))
 
-    ones = jnp.ones_like(objective)
-    coupling, total = times((jnp.zeros_like(state.a), ones))
-    total = jnp.maximum(total, 1e-20)
+    total = jnp.maximum(weight.sum(1), 1e-20)
 
     def left(residual):
         shift = residual[1] / total
@@ -281,10 +285,10 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
 
     def shorten(trial):
         size, _, _, too_far = trial
-        return at(jnp.where(too_far, jnp.where(size > 1e-3, 0.4 * size, 0), size))
+        return at(jnp.where(too_far, jnp.where(size > 1e-3, SHORTER * size, 0), size))
 
-    first = at(jnp.where(active, 1.0, 0.0))
-    size, loss, square, _ = jax.lax.while_loop(lambda trial: jnp.any(trial[-1]), shorten, first)
+    untried = jnp.where(active, 1 / SHORTER, 0.0), state.loss, state.square, active  # the loop's first step is 1
+    size, loss, square, _ = jax.lax.while_loop(lambda trial: jnp.any(trial[-1]), shorten, untried)
     after = _State(
         state.a + size[:, None] * da,
         state.intercept + size * db,
@@ -296,61 +300,63 @@ def _newton_step(problem: _Problem, penalty, state: _State, done, exact: bool):
     return after, gap, (size == 0) | unsure
 
 
-def _newton_path(problem: _Problem, penalties) -> tuple[_State, jax.Array]:
-    """Solve from `penalties[0]` to the last. Returns per penalty [P] the state and the gaps [P, F]."""
+def _newton_path(problem: _Problem, penalties, wanted, exact: bool) -> tuple[_State, jax.Array]:
+    """Solve the columns `wanted` [F] from `penalties[0]` to the last. Returns per penalty [P] the state and gaps."""
     columns, clips = problem.train.shape
-    tame = jnp.all(jnp.abs(jnp.where(problem.inverse > 0, problem.inverse, 1) - 1) <= QUASI_SPREAD + 1e-5, axis=1)
 
     def at_penalty(state, penalty):
         def unfinished(carry):
             return ~jnp.all(carry[2]) & (carry[3] < NEWTON_LIMIT)
 
-        def iterate(exact, carry):
+        def iterate(carry):
             state, gaps, done, count = carry
             state, gap, stuck = _newton_step(problem, penalty, state, done, exact)
             return state, jnp.where(done, gaps, gap), done | (gap <= TOLERANCE) | stuck, count + 1
 
-        carry = state, jnp.full(columns, jnp.inf), ~tame, 0
-        state, gaps, _, _ = jax.lax.while_loop(unfinished, functools.partial(iterate, False), carry)
-        carry = state, gaps, tame & (gaps <= TOLERANCE), 0
-        state, gaps, _, _ = jax.lax.while_loop(unfinished, functools.partial(iterate, True), carry)
+        carry = state, jnp.full(columns, jnp.inf), ~wanted, 0
+        state, gaps, _, _ = jax.lax.while_loop(unfinished, iterate, carry)
         return state, (state, gaps)
 
     margins, zero = jnp.zeros((columns, clips)), jnp.zeros(columns)
     a, spread = (jnp.zeros((columns, size)) for size in problem.basis.shape[::-1])
-    start = _State(a, zero, spread, margins, _loss(problem, margins), zero)
+    start = _State(a, zero, spread, margins, problem.train.sum(1) * jnp.log(2.0), zero)
     return jax.lax.scan(at_penalty, start, penalties)[1]
 
 
-def _fit(x: jax.Array, labels: jax.Array, train: jax.Array, penalties: jax.Array) -> Fits:
-    """Fit all columns of `labels`, `train` [F, n] on features `x` [n, D] at `penalties` [P], strongest first.
+def _fit(
+    x: jax.Array, wanted: jax.Array, labels: jax.Array, train: jax.Array, penalties: jax.Array, exact: bool
+) -> Fits:
+    """Fit the columns `wanted` [F] of `labels`, `train` [F, n] on features `x` [n, D] at `penalties` [P], falling.
 
-    `gaps` is infinite for columns that the shared rotation cannot serve.
+    `gaps` is infinite for columns that these steps, or the shared rotation, cannot serve.
     """
     # An accelerator's default of bfloat16 or TF32 products would not reach the tolerance.
     with jax.default_matmul_precision("highest"):
         train = train.astype(jnp.float32)
         signs = jnp.where(labels, 1.0, -1.0)
         x, centre, unit, inverse, usable = _standardise(x.astype(jnp.float32), train)
+        if not exact:
+            usable &= jnp.all(jnp.abs(jnp.where(inverse > 0, inverse, 1) - 1) <= QUASI_SPREAD + 1e-5, axis=1)
         z, basis = _rotate(x)
         zt = jax.lax.optimization_barrier(z.T)
-        states, gaps = _newton_path(_Problem(x, basis, z, zt, inverse, train, signs), penalties)
+        problem = _Problem(x, basis, z, zt, inverse, train, signs)
+        states, gaps = _newton_path(problem, penalties, wanted & usable, exact)
         coefficients = inverse * states.spread / unit
         intercepts = states.intercept - coefficients @ centre
-        return Fits(states.margins, jnp.where(usable, gaps, jnp.inf), coefficients, intercepts)
+        return Fits(states.margins, gaps, coefficients, intercepts)
 
 
-@functools.partial(jax.jit, static_argnames="weights")
-def _fit_sets(x, labels, train, penalties, weights):
-    """`_fit` over candidate sets x [sets, n, D]; without `weights` the coefficients come back empty."""
+@functools.partial(jax.jit, static_argnames=("exact", "weights"))
+def _fit_sets(x, wanted, labels, train, penalties, *, exact=False, weights):
+    """`_fit` over sets x [sets, n, D], wanted [sets, F]; without `weights` the coefficients come back empty."""
 
-    def one(x):
-        fits = _fit(x, labels, train, penalties)
+    def one(x, wanted):
+        fits = _fit(x, wanted, labels, train, penalties, exact)
         return fits if weights else fits._replace(coefficients=fits.coefficients[..., :0])
 
     if x.shape[0] == 1:
-        return jax.tree.map(lambda leaf: leaf[None], one(x[0]))
-    return jax.vmap(one)(x)
+        return jax.tree.map(lambda leaf: leaf[None], one(x[0], wanted[0]))
+    return jax.vmap(one)(x, wanted)
 
 
 def _sets_at_once(clips: int, columns: int, features: int) -> int:
@@ -397,24 +403,47 @@ def fit_all(
     labels = np.broadcast_to(labels, train.shape)
     arguments = jnp.asarray(labels), jnp.asarray(train), strongest_first
     candidates, clips, features = X.shape
-    together = min(_sets_at_once(clips, len(train), features), candidates)
+    padding = -features % WIDTH  # features that are constant change no fit; few widths are few programs to compile
+    together = min(_sets_at_once(clips, len(train), features + padding), candidates)
+    everything = jnp.ones((together, len(train)), bool)
     for start in range(0, candidates, together):
-        chunk = X[start : start + together]
+        chunk = np.asarray(X[start : start + together], np.float32)
         real = len(chunk)
         if real < together:  # one shape, one compilation
             chunk = np.concatenate([chunk, np.repeat(chunk[-1:], together - real, 0)])
-        fits = _fit_sets(jnp.asarray(chunk, jnp.float32), *arguments, weights)
-        poor = np.argwhere(np.any(~(np.asarray(fits.gaps)[:real] <= TOLERANCE), axis=1))
-        for at, column in poor.tolist():
-            fits = _refit_alone(fits, chunk, labels, train, strongest_first, at, column, start, weights)
-        yield slice(start, start + real), Fits(*(leaf[:real][:, back] for leaf in fits))
+        x = jnp.asarray(np.pad(chunk, ((0, 0), (0, 0), (0, padding))))
+        fits = _fit_sets(x, everything, *arguments, weights=weights)
+        poor = _poor(fits)
+        many = poor[:real].sum() > FEW * real
+        if many:
+            again = _fit_sets(x, jnp.asarray(poor), *arguments, exact=True, weights=weights)
+            fits = Fits(*(jnp.where(_over(poor, old), new, old) for new, old in zip(again, fits, strict=True)))
+            poor = _poor(fits)
+        fits = Fits(*(leaf[:real] for leaf in fits))
+        if weights:
+            fits = fits._replace(coefficients=fits.coefficients[..., :features])
+        for at, column in np.argwhere(poor[:real]).tolist():
+            fits = _refit_alone(fits, chunk, labels, train, strongest_first, at, column, start, weights, many)
+        yield slice(start, start + real), Fits(*(leaf[:, back] for leaf in fits))
 
 
-def _refit_alone(fits, chunk, labels, train, penalties, at, column, start, weights) -> Fits:
-    """Replace one column of one set by a fit with a rotation of its own, or in float64 where that fails too."""
+def _poor(fits: Fits) -> np.ndarray:
+    """[sets, F] whether a column has a penalty at which it is not solved."""
+    return np.any(~(np.asarray(fits.gaps) <= TOLERANCE), axis=1)
+
+
+def _over(columns: np.ndarray, leaf: jax.Array) -> jax.Array:
+    """`columns` [sets, F] as a mask that broadcasts over a leaf [sets, P, F, ...]."""
+    return jnp.asarray(columns)[:, None].reshape(columns.shape[0], 1, columns.shape[1], *[1] * (leaf.ndim - 3))
+
+
+def _refit_alone(fits, chunk, labels, train, penalties, at, column, start, weights, many) -> Fits:
+    """Replace what is unsolved of one column of one set: in float64, after a rotation of its own if there are many."""
     single = slice(column, column + 1)
-    x = jnp.asarray(chunk[at : at + 1], jnp.float32)
-    alone = _fit_sets(x, jnp.asarray(labels[single]), jnp.asarray(train[single]), penalties, weights)
+    alone = Fits(*(leaf[at : at + 1, :, single] for leaf in fits))
+    if many:
+        x, one = jnp.asarray(chunk[at : at + 1]), jnp.ones((1, 1), bool)
+        alone = _fit_sets(x, one, jnp.asarray(labels[single]), jnp.asarray(train[single]), penalties, weights=weights)
     margins, gaps, coefficients, intercepts = (np.array(leaf[0, :, 0]) for leaf in alone)
     rows = train[column]
     for p in np.flatnonzero(~(gaps <= TOLERANCE)):
