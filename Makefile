@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PY := $(VENV)/bin/python
+# One process a core, up to four: what takes time is compiling, which is one thread's work.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 
 # torch comes first and alone, pinned: whatever satisfies the pin already (a CPU build, say) then stays.
@@ -68,10 +70,10 @@ study: env
 	  $(foreach seed,$(STUDY_SEEDS),$(foreach world,$(STUDY_WORLDS),$(STUDY)/seed$(seed)-world$(world)))))
 
 test: env
-	$(PY) -m pytest
+	$(PYTEST)
 
 parity: env-torch
-	$(PY) -m pytest tests/parity
+	$(PYTEST) tests/parity
 
 lint: env
 	$(PY) -m ruff format --check

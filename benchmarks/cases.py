@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import program
+from benchmarks import depth, loading, program
 from benchmarks.subject import (
+    MID,
     Size,
-    abstract_pipeline,
     diffusers_peer,
     forward,
     inputs,
@@ -105,17 +105,42 @@ def inversion_case(size: Size, pairs: int) -> list[Row]:
 
 
 def compile_case(size: Size, pairs: int) -> list[Row]:
-    """Trace, lower and compile an inversion with means of 40 layers, over the same of 2; no cache."""
-    latents, text = map(jnp.asarray, inputs(size))
-    pipelines = {layers: abstract_pipeline(size, layers) for layers in (2, 40)}
+    """Trace, lower and compile an inversion with means of 40 layers, over the same of 2, for every family; no cache."""
+    if depth.uncovered():
+        raise AssertionError(
+            f"no pipeline here has {', '.join(sorted(depth.uncovered()))}: add it to benchmarks/depth.py"
+        )
+    return [_compile_row(name, pairs) for name in depth.DEPTHS]
+
+
+def _compile_row(name: str, pairs: int) -> Row:
+    subjects = {layers: depth.abstract(name, layers) for layers in (2, 40)}
 
     def build(layers):
         jax.clear_caches()  # traces of the last call too
-        return compile_inversion(pipelines[layers], latents, text, MEANS)
+        return compile_inversion(*subjects[layers], MEANS)
 
     witness = {"hlo_instructions": [program.instructions(build(layers).as_text()) for layers in (2, 40)]}
     few, many = functools.partial(build, 2), functools.partial(build, 40)
-    return [compare("compile: 40 / 2 layers", few, many, Bar(1.2, at_least=False), pairs, witness, warmup=1)]
+    bar = Bar(1.2 if name == "WanPipeline" else 1.3, at_least=False)
+    title = f"compile {name.removesuffix('Pipeline')}: 40 / 2 layers"
+    return compare(title, few, many, bar, pairs, witness, warmup=1)
+
+
+def loading_case(size: Size, pairs: int) -> list[Row]:
+    """`jaxdiff.load` of a generated sharded checkpoint: memory beyond the result, and bytes a second beside a raw read."""
+    gigabytes = loading.GIGABYTES if size is MID else 0.02
+    found = loading.in_a_folder(int(gigabytes * 1e9))
+    beyond = found["beyond_bytes"] / found["largest_bytes"]
+    rates = [found["checkpoint_bytes"] / found[f"{kind}_seconds"] / 1e9 for kind in ("load", "raw")]
+    name = f"loading {found['checkpoint_bytes'] / 1e9:.2g} GB"
+    return [
+        Row(
+            f"{name}: peak beyond the result / largest leaf", f"{beyond:.3f}", "<= 1.2", MET if beyond <= 1.2 else MISSED,
+            witness=found,
+        ),
+        Row(f"{name}: throughput", f"{rates[0]:.2f} GB/s, raw read {rates[1]:.2f} GB/s", "", ""),
+    ]  # fmt: skip
 
 
 def program_case(size: Size, pairs: int) -> list[Row]:
@@ -161,4 +186,5 @@ CASES: dict[str, Callable[[Size, int], list[Row]]] = {
     "inversion": inversion_case,
     "compile": compile_case,
     "program": program_case,
+    "loading": loading_case,
 }

@@ -83,12 +83,6 @@ def random_pipeline(size: Size) -> Pipeline:
     return Pipeline(Network.init(WanTransformer, size.config, 0), Wan(), Schedule.from_config(SCHEDULER))
 
 
-def abstract_pipeline(size: Size, layers: int) -> Pipeline:
-    """A pipeline of `layers` blocks without memory, for compiling only."""
-    config = dataclasses.replace(size.config, num_layers=layers)
-    return Pipeline(Network.abstract(WanTransformer, config), Wan(), Schedule.from_config(SCHEDULER))
-
-
 def forward(pipeline: Pipeline, size: Size, timestep: float) -> Callable[[], jax.Array]:
     """Our forward; returns when the output is there."""
     latents, text = map(jax.numpy.asarray, inputs(size))

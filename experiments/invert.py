@@ -24,7 +24,7 @@ class Config:
     sampling: str = setting("linspace", "linspace: frames spread over the whole clip; stride: every n-th frame.")
     stride: int = setting(1, "n of --sampling=stride.")
     steps: int = setting(100, "Steps of the inversion.")
-    solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point or ddim_label.")
+    solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point, ddim_label, unipc or dpmpp_2m.")
     taps: tuple[str, ...] = setting(("block_out.mean",), "site.reducer names, comma-separated.")
     capture_at: tuple[int, ...] | None = setting(
         None, "Step numbers to read at; default: 0, a tenth, ... and the last."

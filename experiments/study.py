@@ -51,7 +51,7 @@ class Config:
     sampling: str = setting("linspace", "linspace: frames spread over the whole clip; stride: every n-th frame.")
     stride: int = setting(1, "n of --sampling=stride.")
     steps: int | None = setting(None, "Steps of the inversion; default 20 for nano, 100 else.")
-    solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point or ddim_label.")
+    solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point, ddim_label, unipc or dpmpp_2m.")
     taps: tuple[str, ...] = setting(("block_out.mean",), "site.reducer names, comma-separated.")
     capture_sigmas: tuple[float, ...] | None = setting(
         None, "Noise levels to read at, 0 (the clean latent) among them; default: 0, 0.1, ... 0.9, or next to them."

@@ -23,7 +23,8 @@ class Conditioning:
     ----------
     text : [B, N, text_dim] text embeddings; a leading 1 serves every clip of a batch.
     text_mask : [B, N] bool, True at real tokens, for families that mask text.
-    image_latents : [B, T', H', W', C] encoded first frame(s), for image-to-video families.
+    image_latents : what an encoded image adds to the latents, as `Pipeline.with_image` makes it. [B, T', H', W', ...]
+        where it enters beside them; [B, 1, H', W', C] where it takes the place of the first frame.
     image_embeds : [B, M, image_dim] image-encoder tokens.
     fps : frames per second, scalar or [B], where time enters the network in seconds.
     extra : dict of further arrays that one family alone knows.

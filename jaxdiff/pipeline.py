@@ -8,46 +8,61 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff import taps as taps_lib
 from jaxdiff.conditioning import Conditioning, as_conditioning
 from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.models.family import posterior_mode
 from jaxdiff.models.network import Network
 from jaxdiff.models.text.prompt import TextEncoder
+from jaxdiff.models.vision.pictures import PictureConfig, to_pixels
 
 
-def load(folder: str | Path, *, dtype=None, mesh=None) -> "Pipeline":
-    """Load a checkpoint folder in the diffusers layout.
+def load(
+    folder: str | Path, *, dtype=None, mesh=None, lora: str | Path | None = None, lora_scale: float = 1.0
+) -> "Pipeline":
+    """Load a checkpoint.
 
     Parameters
     ----------
-    folder : holds model_index.json, transformer/, scheduler/ and usually vae/; weights as safetensors, single or
-        sharded.
+    folder : a folder in the diffusers layout (model_index.json, transformer/, scheduler/ and usually vae/; weights as
+        safetensors, single or sharded), one that `python -m ports.convert` wrote, or a checkpoint in its original
+        layout (Wan-AI's folders, the single files of Wan and LTX-Video).
     dtype : dtype of the matmul weights; None: bfloat16 on accelerators, float32 on a CPU. Norms, time embedding and
         modulation tables stay float32.
-    mesh : `jax.sharding.Mesh` to place the weights on (replicated over its axes); None: the default device.
+    mesh : `jax.sharding.Mesh` to place the weights on; None: the default device. Large matrices are split over its
+        axes "fsdp" and "tensor", where it has them and they divide; all else is replicated. Each process reads only
+        what its devices hold.
+    lora : a LoRA to add to the transformer, as safetensors (a file, or the folder that holds it) with the names of
+        diffusers, finetrainers, peft or the original repositories.
+    lora_scale : what the LoRA is multiplied by.
 
     Raises
     ------
-    CheckpointError : not a checkpoint, a pickle, a truncated file, or tensors missing, extra or misshaped (all
-        problems are listed at once).
+    CheckpointError : not a checkpoint, a pickle, a truncated file, a half-written conversion, or tensors missing,
+        extra or misshaped, the LoRA's included (all problems are listed at once).
     ConfigError : a configuration key that this version does not know.
     """
     from ports.folder import load_pipeline  # the one import against the grain: weights come in from outside
 
-    return load_pipeline(folder, dtype=dtype, mesh=mesh)
+    return load_pipeline(folder, dtype=dtype, mesh=mesh, lora=lora, lora_scale=lora_scale)
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["transformer", "vae"],
-    meta_fields=["family", "schedule", "text_encoder"],
+    data_fields=["transformer", "vae", "transformer_2", "image_encoder", "connectors"],
+    meta_fields=["family", "schedule", "text_encoder", "image_processor"],
 )
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
     """A video diffusion checkpoint as a pytree: weights are leaves, everything else is static and hashable.
 
     Pass it to your own `jax.jit`, `jax.vmap` or `jax.grad` as an argument like any other array tree.
+
+    Where there are two networks (`transformer_2`, Wan 2.2), the timestep that they are told decides which one answers:
+    `transformer` from ``family.boundary_ratio`` of the timesteps up, `transformer_2` below. All clips of a batch are then
+    told the same one.
     """
 
     transformer: Network
@@ -55,6 +70,10 @@ class Pipeline:
     schedule: Any
     vae: Network | None = None
     text_encoder: TextEncoder | None = None  # its weights are not here: `condition` reads them when it needs them
+    transformer_2: Network | None = None
+    image_encoder: Network | None = None
+    image_processor: PictureConfig | None = None
+    connectors: Network | None = None  # of LTX-2, between its language model and its transformer
 
     # ------------------------------------------------------------------------------------------ video <-> latents
 
@@ -93,6 +112,8 @@ class Pipeline:
         image=None,
         fps: float | None = None,
         *,
+        frames: int | None = None,
+        last_image=None,
         text=None,
         text_mask=None,
         max_length: int | None = None,
@@ -109,9 +130,11 @@ class Pipeline:
         Parameters
         ----------
         prompt : one text, or B of them
-        image : [B, T', H', W', C] encoded first frame(s), for image-to-video families
+        image : the picture that the video begins with, see `with_image`
         fps : frames per second
-        text : [B, N, text_dim], embeddings instead of a prompt
+        frames, last_image : see `with_image`
+        text : [B, N, text_dim], embeddings instead of a prompt; where the folder has connectors (LTX-2), also what
+            these take
         text_mask : [B, N] bool, True at the real tokens of `text`, for families that mask
         max_length : N, instead of the family's; the empty rest is padded.
 
@@ -127,7 +150,15 @@ class Pipeline:
         """
         if (prompt is None) == (text is None):
             raise ConfigError("condition takes a prompt or text embeddings, one of the two; the empty prompt is ''")
+        if image is None and (last_image is not None or frames is not None):
+            raise ConfigError("condition: frames and last_image belong to an image, and there is none")
         if prompt is not None:
+            if self.family.text is None:
+                raise MissingDataError(
+                    f"cannot embed the prompt {prompt!r}: the text encoder of {self.family.name} is not ported. Pass text "
+                    "embeddings computed elsewhere, as its published pipeline makes them: condition(text=array [B, N, "
+                    f"{self.transformer.config.text_dim}]), or --text_embeddings=FILE.npy on the command line"
+                )
             if self.text_encoder is None:
                 raise MissingDataError(
                     f"cannot embed the prompt {prompt!r}: the checkpoint folder has no text encoder (text_encoder/ and "
@@ -141,12 +172,65 @@ class Pipeline:
             convention = self.family.text
             text, mask = self.text_encoder.embed(prompts, convention, load_text_encoder, max_length)
             text_mask = mask if convention.pass_mask else None
-        return Conditioning(
+        cond = Conditioning(
             text=jnp.asarray(text),
             text_mask=None if text_mask is None else jnp.asarray(text_mask, bool),
-            image_latents=image,
             fps=fps,
         )
+        cond = cond if self.connectors is None else _connect(self, cond)
+        return cond if image is None else self.with_image(cond, image, frames=frames, last_image=last_image)
+
+    def with_image(
+        self, cond: Conditioning | jax.Array, image, *, frames: int | None = None, last_image=None
+    ) -> Conditioning:
+        """`cond` for a video that begins with a picture, for the families that can continue one.
+
+        The picture goes through the VAE and, where the network takes its tokens, through the folder's image encoder, as
+        in the published pipeline of the family (given the posterior's mode, and a picture of the video's size).
+
+        Parameters
+        ----------
+        cond : `Conditioning`, or text embeddings [B, N, text_dim]
+        image : [H, W, 3] or [B, H, W, 3] in the size of the video, uint8 or float in [-1, 1]; or a video
+            [B, T, H, W, 3], whose first frame it is.
+        frames : T of the video to be; default: that of `image`, if it is a video.
+        last_image : as `image`, the picture that the video ends with, for checkpoints that know one.
+
+        Returns
+        -------
+        `cond` with `image_latents`, and with `image_embeds` where the network takes tokens; both of batch B.
+
+        Raises
+        ------
+        ConfigError : the family takes no image, `frames` is missing, or the picture does not fit the VAE.
+        MissingDataError : the folder has no VAE or no image encoder.
+        """
+        cond = as_conditioning(cond)
+        first, length = _picture(image, 0)
+        frames = length if frames is None else frames
+        if frames is None:
+            raise ConfigError(
+                "a picture does not say how long the video is to be: frames=T, or give a video as the image"
+            )
+        last = None if last_image is None else _picture(last_image, -1)[0]
+        if last is not None and last.shape != first.shape:
+            raise ConfigError(f"image and last_image must have the same shape, got {first.shape} and {last.shape}")
+        self._vae("with_image")
+        pixels = None
+        if self.family.takes_image_tokens(self.transformer):
+            pixels = [self._pixels(picture) for picture in (first, last) if picture is not None]
+        fields = _image_fields(self, first, last, pixels, frames=int(frames))
+        return dataclasses.replace(cond, **fields)
+
+    def _pixels(self, picture) -> Any:
+        """What the image encoder takes: float32 [B, h, w, 3], on the devices of the picture."""
+        if self.image_encoder is None or self.image_processor is None:
+            raise MissingDataError(
+                "this checkpoint attends to the tokens of an image, but its folder has no image_encoder/ and "
+                "image_processor/. Set Conditioning.image_embeds and image_latents to arrays computed elsewhere"
+            )
+        pixels = to_pixels(_as_bytes(np.asarray(picture)), self.image_processor)
+        return jax.device_put(pixels, picture.sharding) if isinstance(picture, jax.Array) else pixels
 
     # ------------------------------------------------------------------------------------------ the network
 
@@ -156,7 +240,7 @@ class Pipeline:
         Parameters
         ----------
         latents : [B, T', H', W', C]
-        timestep : scalar or [B], in the checkpoint's own units (0..1000)
+        timestep : scalar or [B], in the checkpoint's own units (0..1000); a scalar where there are two networks
         cond : `Conditioning`, or text embeddings [B, N, text_dim]
 
         Returns
@@ -205,24 +289,62 @@ class Pipeline:
         self.family.validate(self.transformer, latents.shape, cond)
         taps_lib.check(taps, edits, tap_sites(self), self.transformer.config.num_layers)
         label = sigma if label is None else label
-        timestep = jnp.broadcast_to(jnp.asarray(self.schedule.timestep(label), jnp.float32), (latents.shape[0],))
         state = self.schedule.to_network(latents, sigma)
-        output, captured = self.family.denoise(
-            self.transformer, state, timestep, cond, taps=taps, edits=edits, sigma=sigma, key=key
+        output, captured = self._output(
+            state, self.schedule.timestep(label), cond, taps=taps, edits=edits, sigma=sigma, key=key
         )
-        return self.schedule.velocity(output, latents, sigma), captured
+        velocity = self.schedule.velocity(output, latents, sigma)
+        if cond.image_latents is not None:
+            velocity = self.family.hold(velocity, latents, sigma, cond)
+        return velocity, captured
+
+    @property
+    def boundary(self) -> float | None:
+        """The timestep from which up `transformer` answers, and below which `transformer_2` does; None: there is one.
+
+        Raises
+        ------
+        ConfigError : the two networks are not of the same configuration, or nothing says when each is used.
+        """
+        if self.transformer_2 is None:
+            return None
+        if self.transformer_2.config != self.transformer.config:
+            raise ConfigError("transformer and transformer_2 must have the same configuration")
+        ratio = self.family.boundary_ratio
+        if ratio is None:
+            raise ConfigError("there is a transformer_2, but no boundary_ratio that says when it is used")
+        return ratio * self.schedule.num_train_timesteps
+
+    def _output(self, latents, timestep, cond: Conditioning, **reading):
+        """Raw output and captures of the network that serves this timestep (scalar or [B])."""
+        timestep = jnp.asarray(timestep, jnp.float32)
+        each = jnp.broadcast_to(timestep, (latents.shape[0],))
+
+        def run(network):
+            return self.family.denoise(network, latents, each, cond, **reading)
+
+        boundary = self.boundary
+        if boundary is None:
+            return run(self.transformer)
+        if timestep.size != 1:
+            raise ConfigError(
+                "this checkpoint has two networks, and the timestep chooses one for the whole batch: give one number, got "
+                f"{timestep.shape}; jax.vmap over clips gives each its own"
+            )
+        high = timestep.reshape(()) >= boundary
+        return jax.lax.cond(
+            high, lambda first, _: run(first), lambda _, second: run(second), self.transformer, self.transformer_2
+        )
 
     def tap_shapes(
         self, taps: tuple[taps_lib.Tap, ...], latents_shape: tuple[int, ...], cond: Conditioning | None = None
     ) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of every captured array of one evaluation, [rows, B, ...], without running anything.
 
-        `cond` may hold shapes instead of arrays; without it a text of one token stands for it, which is not enough for
-        families that need more than a text.
+        `cond` may hold shapes instead of arrays; without it, the family's example stands for it.
         """
         if cond is None:
-            text: Any = jax.ShapeDtypeStruct((1, 1, self.transformer.config.text_dim), jnp.float32)
-            cond = Conditioning(text=text)
+            cond = self.family.example(self.transformer, tuple(latents_shape))
         latents = jax.ShapeDtypeStruct(tuple(latents_shape), jnp.float32)
 
         def captured(pipeline, latents, cond):
@@ -241,11 +363,7 @@ def tap_sites(pipeline: Pipeline) -> tuple[str, ...]:
 
 @jax.jit
 def _encode(vae: Network, video: jax.Array) -> jax.Array:
-    if video.dtype == jnp.uint8:
-        video = video.astype(jnp.float32) / 127.5 - 1.0
-    module = vae.bind()
-    mean, _ = jnp.split(module.encode(video).astype(jnp.float32), 2, axis=-1)
-    return module.normalise(mean)
+    return posterior_mode(vae, _as_floats(video))
 
 
 @jax.jit
@@ -257,10 +375,47 @@ def _decode(vae: Network, latents: jax.Array) -> jax.Array:
 @jax.jit
 def _denoise(pipeline: Pipeline, latents, timestep, cond: Conditioning) -> jax.Array:
     pipeline.family.validate(pipeline.transformer, latents.shape, cond)
-    timestep = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), (latents.shape[0],))
-    return pipeline.family.denoise(pipeline.transformer, latents, timestep, cond)[0]
+    return pipeline._output(latents, timestep, cond)[0]
 
 
 @jax.jit
 def _velocity(pipeline: Pipeline, latents, sigma, cond: Conditioning, label) -> jax.Array:
     return pipeline.evaluate(latents, sigma, cond, label=label)[0]
+
+
+@jax.jit
+def _connect(pipeline: Pipeline, cond: Conditioning) -> Conditioning:
+    return pipeline.family.connect(pipeline.connectors, cond)
+
+
+@functools.partial(jax.jit, static_argnames="frames")
+def _image_fields(pipeline: Pipeline, first, last, pixels, *, frames: int) -> dict[str, jax.Array]:
+    tokens = None
+    if pixels is not None:
+        assert pipeline.image_encoder is not None  # it made the pixels
+        tokens = jnp.concatenate([pipeline.image_encoder(part).penultimate for part in pixels], 1)
+    last = None if last is None else _as_floats(last)
+    return pipeline.family.image_fields(pipeline, _as_floats(first), last, tokens, frames)
+
+
+def _picture(image, frame: int) -> tuple[Any, int | None]:
+    """A picture [B, H, W, 3], and the number of frames if it is taken out of a video."""
+    shape = np.shape(image)
+    if len(shape) not in (3, 4, 5) or shape[-1] != 3:
+        raise ConfigError(f"an image must be [H, W, 3], [B, H, W, 3], or a video [B, T, H, W, 3]; got {shape}")
+    image = image if isinstance(image, jax.Array) else np.asarray(image)
+    if image.dtype != np.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ConfigError(f"an image must be uint8, or float in [-1, 1]; got {image.dtype}")
+    if len(shape) == 5:
+        return image[:, frame], shape[1]
+    return (image[None] if len(shape) == 3 else image), None
+
+
+def _as_floats(video: jax.Array) -> jax.Array:
+    return video.astype(jnp.float32) / 127.5 - 1.0 if video.dtype == jnp.uint8 else video
+
+
+def _as_bytes(picture: np.ndarray) -> np.ndarray:
+    if picture.dtype == np.uint8:
+        return picture
+    return np.clip(np.round((picture.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)

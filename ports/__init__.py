@@ -1,5 +1,7 @@
-"""Weights in and out: published checkpoint folders become this project's parameter trees, and back. No torch.
+"""Weights in and out: published checkpoints become this project's parameter trees, and back. No torch.
 
-`safetensors_reader` maps checkpoint files into memory, `table` says which tensor goes where and moves them,
-`wan` and `wan_vae` are tables, `folder` reads a folder in the diffusers layout and `writer` writes one.
+`safetensors_reader` maps checkpoint files into memory, `table` says which tensor goes where and moves them, one module a
+network holds its table, and `families` says which there are. `folder` opens a checkpoint and `writer` writes one in the
+diffusers layout; `original` knows the layouts of the original repositories, `lora` adds a LoRA, `stored` holds converted
+weights. `convert`, `inspect` and `unpickle` are commands.
 """

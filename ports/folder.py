@@ -1,12 +1,15 @@
-"""Loading a checkpoint folder in the diffusers layout.
+"""Loading a checkpoint folder in the diffusers layout, as `ports.convert` writes it, or under its original names.
 
 ::
 
     model_index.json                    the pipeline's class and its components' classes
-    transformer/config.json             architecture, and *.safetensors (single or sharded) beside it
+    transformer/config.json             architecture, and beside it *.safetensors (single or sharded) or, converted,
+                                        weights.orbax/
     vae/config.json                     the same
     scheduler/scheduler_config.json     the noise schedule
     text_encoder/, tokenizer/           opened by the first prompt, see `jaxdiff.models.text`
+
+Checkpoints in the layouts of the original repositories (`ports.original`) say the same in other places.
 
 Everything that can be wrong is looked for before the first weight is read: the layout, unknown classes and
 configuration keys, the header of every weight file, and every tensor's name and shape.
@@ -26,12 +29,24 @@ from jaxdiff.errors import CheckpointError, ConfigError
 from jaxdiff.flow.schedule import FlowMatchEuler, Schedule
 from jaxdiff.models.network import Network
 from jaxdiff.models.text.prompt import TextEncoder
+from jaxdiff.models.vision.pictures import PictureConfig
 from jaxdiff.pipeline import Pipeline
+from ports import lora as lora_files
 from ports.families import FAMILIES, PORTS, TEXT_ENCODERS, Family, Port
+from ports.original import find_original
+from ports.original_wan import text_part
+from ports.renaming import Part
+from ports.rules import prefixed
 from ports.safetensors_reader import Checkpoint
+from ports.stored import ARRAYS, Stored
 from ports.table import Table, load_params, partition_specs, plan
 
 INDEX = "model_index.json"
+UNFINISHED = "UNFINISHED"  # a file that marks a folder which `ports.convert` has begun
+LORA = (
+    "this is a LoRA, which changes a model and is none; give it with the model that it changes: "
+    "jaxdiff.load(folder, lora=path)"
+)
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -42,8 +57,9 @@ class Component:
     port: Port
     config: Any
     abstract: Network
-    weights: Checkpoint
+    weights: Checkpoint | Stored
     table: Table
+    class_name: str
 
 
 @dataclass
@@ -54,10 +70,19 @@ class Folder:
     family: Family
     schedule: Schedule
     components: dict[str, Component]
-    has_text: bool
+    index: dict[str, Any]  # model_index.json, or what it would say
+    scheduler: dict[str, Any]  # scheduler_config.json, likewise
+    text: tuple[str, str] | None  # where in the folder the text encoder and the tokenizer are
 
 
-def load_pipeline(folder: str | Path, *, dtype: Any = None, mesh: jax.sharding.Mesh | None = None) -> Pipeline:
+def load_pipeline(
+    folder: str | Path,
+    *,
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    lora: str | Path | None = None,
+    lora_scale: float = 1.0,
+) -> Pipeline:
     """Load a folder as a `Pipeline`; see `jaxdiff.load`.
 
     Parameters
@@ -69,8 +94,12 @@ def load_pipeline(folder: str | Path, *, dtype: Any = None, mesh: jax.sharding.M
         CPU. Tensors that their table keeps in float32 (norms, time embedding, modulation) stay so, and so
         does the VAE.
     mesh : jax.sharding.Mesh, optional
-        Where the weights go: split over the axes that the tables name and the mesh has, replicated over all
-        others.
+        Where the weights go: split over the axes that the tables name ("fsdp", "tensor") and the mesh has, replicated
+        over all others. Only what the local devices hold is read.
+    lora : path-like, optional
+        A LoRA (safetensors file, or its folder) that is added to the transformer's weights, see `ports.lora`.
+    lora_scale : float
+        By what the LoRA is multiplied.
 
     Raises
     ------
@@ -80,13 +109,18 @@ def load_pipeline(folder: str | Path, *, dtype: Any = None, mesh: jax.sharding.M
     ConfigError
         A configuration key that is not known, or a dtype that is not offered.
     """
-    target = _dtype(dtype, mesh)
+    target = target_dtype(dtype, mesh)
     opened = open_folder(folder)
+    if lora is not None:
+        lora_files.add(opened.components, lora, lora_scale)
+    pictures = image_processor(opened)
     networks = {name: _read(component, target, mesh) for name, component in opened.components.items()}
     # T5's activations overflow in float16; bfloat16 has float32's range.
     kept = jnp.bfloat16 if target == jnp.float16 else target
-    text = TextEncoder(opened.path.absolute(), jnp.dtype(kept).name, mesh) if opened.has_text else None
-    return Pipeline(family=opened.family.drive, schedule=opened.schedule, text_encoder=text, **networks)
+    base = opened.path.absolute()
+    text = None if opened.text is None else TextEncoder(base, jnp.dtype(kept).name, mesh, *opened.text)
+    drive = _drive(opened.path, opened.index, opened.family)
+    return Pipeline(family=drive, schedule=opened.schedule, text_encoder=text, image_processor=pictures, **networks)
 
 
 def load_network(folder: str | Path, *, dtype: Any = None) -> Network:
@@ -99,7 +133,7 @@ def load_network(folder: str | Path, *, dtype: Any = None) -> Network:
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
-    return _read(_component(path, PORTS), _dtype(dtype, None), None)
+    return _read(_component(path, PORTS), target_dtype(dtype, None), None)
 
 
 def load_text_encoder(source: TextEncoder) -> Network:
@@ -109,58 +143,94 @@ def load_text_encoder(source: TextEncoder) -> Network:
     ------
     CheckpointError, ConfigError : as `load_pipeline`.
     """
-    component = _component(source.folder / "text_encoder", TEXT_ENCODERS)
-    return _read(component, jnp.dtype(source.dtype), source.mesh)
+    return _read(text_component(source), jnp.dtype(source.dtype), source.mesh)
+
+
+def text_component(source: TextEncoder) -> Component:
+    """A folder's text encoder, checked and not yet read."""
+    path = source.folder / source.encoder
+    return _part(text_part(path), TEXT_ENCODERS) if path.is_file() else _component(path, TEXT_ENCODERS)
 
 
 def _read(component: Component, dtype: Any, mesh: jax.sharding.Mesh | None) -> Network:
-    params = component.abstract.params
-    network = component.abstract.replace(
-        load_params(
-            component.weights,
-            component.table,
-            params,
-            dtype=jnp.float32 if component.port.keep_float32 else dtype,
-            shardings=None if mesh is None else partition_specs(component.table, params, mesh),
-        )
-    )
-    component.weights.close()
-    return network
+    params, table, weights = component.abstract.params, component.table, component.weights
+    kept = jnp.float32 if component.port.keep_float32 else dtype
+    shardings = None if mesh is None else partition_specs(table, params, mesh)
+    if isinstance(weights, Stored):
+        filled = weights.read(params, table, kept, shardings)
+    else:
+        filled = load_params(weights, table, params, dtype=kept, shardings=shardings)
+    weights.close()
+    return component.abstract.replace(filled)
 
 
 def open_folder(folder: str | Path) -> Folder:
     """Check a folder without reading a weight; raises as `load_pipeline` does."""
+    opened, problems = inspect_folder(folder)
+    if problems:
+        raise CheckpointError("\n".join(problems.values()))
+    return opened
+
+
+def inspect_folder(folder: str | Path) -> tuple[Folder, dict[str, str]]:
+    """`open_folder` that goes on where a component does not load: what does, and component -> what is wrong."""
     path = Path(folder)
-    index = _read_index(path)
+    original = find_original(path) if _is_original(path) else None
+    index = _read_index(path) if original is None else original.index
     family = _family(path, index)
     _check_index(path, index, family)
-    schedule = _schedule(path, family)
-    components, problems = {}, []
+    ratio = getattr(_drive(path, index, family), "boundary_ratio", None)
+    scheduler = _scheduler(path) if original is None else original.scheduler
+    schedule = _schedule(path, scheduler, family)
+    components: dict[str, Component] = {}
+    problems: dict[str, str] = {}
     for name, ports in family.ports.items():
-        if not (path / name).is_dir() or (name in index and _class_name(index[name]) is None):
+        if original is not None:
+            present = name in original.parts
+        else:
+            present = (path / name).is_dir() and not (name in index and _class_name(index[name]) is None)
+        if not present:
+            declared = name in index and _class_name(index[name]) is not None
             if name not in family.optional:
-                problems.append(f"{path}: has no {name}/, or {INDEX} says that it is absent")
+                problems[name] = f"{path}: has no {name}/, or {INDEX} says that it is absent"
+            elif declared and name == "transformer_2":  # the other would answer for it
+                problems[name] = f"{path}: {INDEX} names a {name}, and there is no folder of it"
             continue
         try:
-            components[name] = _component(path / name, ports)
+            components[name] = (
+                _component(path / name, ports) if original is None else _part(original.parts[name], ports)
+            )
         except CheckpointError as error:
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError("\n".join(problems))
-    has_text = all(
-        (path / name).is_dir() and _class_name(index.get(name, name)) is not None
-        for name in ("text_encoder", "tokenizer")
+            problems[name] = str(error)
+    if (ratio is None) == ("transformer_2" in components) and "transformer_2" not in problems:
+        problems["transformer_2"] = (
+            f"{path}: {INDEX} has boundary_ratio={ratio!r}, and there is {'a' if ratio is None else 'no'} transformer_2/: "
+            "the ratio says when that network is used, and neither is of use without the other"
+        )
+    if original is not None:
+        return Folder(path, family, schedule, components, index, scheduler, original.text), problems
+    text = ("text_encoder", "tokenizer")
+    has_text = family.drive.text is not None and all(
+        (path / name).is_dir() and _class_name(index.get(name, name)) is not None for name in text
     )
-    return Folder(path, family, schedule, components, has_text)
+    return Folder(path, family, schedule, components, index, scheduler, text if has_text else None), problems
+
+
+def _is_original(path: Path) -> bool:
+    return path.exists() and not (path / INDEX).is_file() and not (path / UNFINISHED).exists()
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder")
+    if (path / UNFINISHED).exists():
+        raise CheckpointError(f"{path}: a conversion that did not finish; run ports.convert again")
     if not path.is_dir():
+        if path.suffix == ".safetensors" and lora_files.is_lora(Checkpoint(path).names()):
+            raise CheckpointError(f"{path}: {LORA}")
         raise CheckpointError(
-            f"{path}: a file, not a folder; give the folder in the diffusers layout that holds {INDEX}, "
-            "transformer/ and scheduler/"
+            f"{path}: a file, and no whole checkpoint in one file that is known; give the folder in the diffusers "
+            f"layout that holds {INDEX}, transformer/ and scheduler/"
         )
     if (path / INDEX).is_file():
         return _read_json(path / INDEX)
@@ -168,7 +238,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     if (path.parent / INDEX).is_file() and (path / "config.json").is_file():
         why = f"this is one component of a checkpoint; give the folder above it, {path.parent}"
     elif "adapter_config.json" in names or any("lora" in name.lower() for name in names):
-        why = "this is a LoRA, which changes a model and is none; merge it into its base model and save that"
+        why = LORA
     else:
         listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
         why = f"the diffusers layout has one beside transformer/ and scheduler/ (found here: {listed})"
@@ -192,6 +262,8 @@ def _check_index(path: Path, index: Mapping[str, Any], family: Family) -> None:
                     f"{path / INDEX}: {key}={value!r} is not supported for this pipeline class, "
                     f"only {family.options[key]!r}"
                 )
+        elif key in family.settings:
+            continue  # `_drive` reads them
         elif key in family.ports:
             name = _class_name(value)
             if name is not None and name not in family.ports[key]:
@@ -199,8 +271,36 @@ def _check_index(path: Path, index: Mapping[str, Any], family: Family) -> None:
                     f"{path / INDEX}: {key} of class {name!r} is not supported{_supported(name, family.ports[key])}"
                 )
         elif not (key.startswith("_") or key == "scheduler" or key in family.unported):
-            known = (*family.ports, "scheduler", *family.unported, *family.options)
+            known = (*family.ports, "scheduler", *family.unported, *family.options, *family.settings)
             raise ConfigError(f"{path / INDEX}: unknown key {key!r}={value!r}{_supported(key, known, 'known')}")
+
+
+def _drive(path: Path, index: Mapping[str, Any], family: Family) -> Any:
+    """How the pipeline of this folder is driven: its family's way, with the settings of its index."""
+    try:
+        return replace(family.drive, **{key: index[key] for key in family.settings if key in index})
+    except ConfigError as error:
+        raise ConfigError(f"{path / INDEX}: {error}") from error
+
+
+def image_processor(opened: Folder) -> PictureConfig | None:
+    """How pictures are made ready for the folder's image encoder; None if it has none.
+
+    Raises
+    ------
+    ConfigError
+        A processor, key or value that is not known.
+    """
+    file = opened.path / "image_processor" / "preprocessor_config.json"
+    if not file.is_file():
+        file = file.with_name("processor_config.json")  # of a processor that has a tokenizer too
+    if "image_encoder" not in opened.components or not file.is_file():
+        return None
+    values = _read_json(file)
+    try:
+        return PictureConfig.from_dict(values.get("image_processor", values))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _class_name(entry: Any) -> str | None:
@@ -209,17 +309,21 @@ def _class_name(entry: Any) -> str | None:
     return None if name is None else str(name)
 
 
-def _schedule(path: Path, family: Family) -> Schedule:
+def _scheduler(path: Path) -> dict[str, Any]:
     file = path / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise CheckpointError(f"{path}: has no scheduler/scheduler_config.json")
+    return _read_json(file)
+
+
+def _schedule(path: Path, values: dict[str, Any], family: Family) -> Schedule:
     try:
-        schedule = Schedule.from_config(_read_json(file))
+        schedule = Schedule.from_config(values | family.scheduler)
         if isinstance(schedule, FlowMatchEuler):
             schedule = replace(schedule, spacing=family.spacing)
         return schedule
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        raise ConfigError(f"{path / 'scheduler' / 'scheduler_config.json'}: {error}") from error
 
 
 def _component(path: Path, ports: Mapping[str, Port]) -> Component:
@@ -240,14 +344,33 @@ def _component(path: Path, ports: Mapping[str, Port]) -> Component:
         config = port.config.from_dict(values)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    weights = Checkpoint(path)
+    weights = Stored(path) if (path / ARRAYS).is_dir() else Checkpoint(path)
+    return _build(str(file), name, port, config, weights, None)
+
+
+def _part(part: Part, ports: Mapping[str, Port]) -> Component:
+    """A network under its original names."""
+    if part.class_name not in ports:
+        raise CheckpointError(f"{part.weights.path}: class {part.class_name!r}{_supported(part.class_name, ports)}")
+    return _build(str(part.weights.path), part.class_name, ports[part.class_name], part.config, part.weights, part)
+
+
+def _build(
+    where: str, name: str, port: Port, config: Any, weights: Checkpoint | Stored, part: Part | None
+) -> Component:
     try:
         abstract = Network.abstract(port.module, config)
         table = port.table(config)
+        if port.prefix and isinstance(weights, Checkpoint) and any(n.startswith(port.prefix) for n in weights.names()):
+            table = prefixed(table, port.prefix)
     except Exception as error:  # constructors trip over wrong values in many ways; the file is the cause
-        raise ConfigError(f"{file}: no {name} can be built from these values: {error}") from error
-    plan(weights, table, abstract.params)
-    return Component(port, config, abstract, weights, table)
+        raise ConfigError(f"{where}: no {name} can be built from these values: {error}") from error
+    if isinstance(weights, Stored):
+        weights.check(abstract.params)
+    else:
+        table = table if part is None else part.table(table, config)
+        plan(weights, table, abstract.params)
+    return Component(port, config, abstract, weights, table, name)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -266,7 +389,14 @@ def _supported(name: Any, known: Any, word: str = "supported") -> str:
     return f"{hint} ({word}: {', '.join(known)})"
 
 
-def _dtype(dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
+def target_dtype(dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """The dtype that is asked for, or that the device is given without asking.
+
+    Raises
+    ------
+    ConfigError
+        It is none of those that are offered.
+    """
     if dtype is None:
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         return jnp.float32 if device.platform == "cpu" else jnp.bfloat16

@@ -1,6 +1,6 @@
 """LTX-Video's VAE: names of `AutoencoderKLLTXVideo` in the diffusers layout -> leaves of `LTXVAE`."""
 
-from jaxdiff.models.ltx.vae import PLAIN, LTXVAEConfig
+from jaxdiff.models.ltx.vae_config import PLAIN, LTXVAEConfig
 from ports.rules import layer
 from ports.table import Rule, Table
 from ports.transforms import conv3d, gain2d, linear, linear1x1x1

@@ -1,5 +1,7 @@
 """Rules that the tables of several families share."""
 
+from dataclasses import replace
+
 from ports.table import Rule, Table
 from ports.transforms import Transform, as_is
 
@@ -15,3 +17,8 @@ def layer(source: str, leaf: str, kernel: Transform, spec: tuple = (), *, keep_f
         Rule(f"{source}.weight", f"{leaf}/kernel", kernel, spec, keep_float32),
         Rule(f"{source}.bias", f"{leaf}/bias", as_is, spec[1:], keep_float32),
     )
+
+
+def prefixed(table: Table, prefix: str) -> Table:
+    """The same table for files in which every name has a prefix."""
+    return tuple(replace(rule, source=prefix + rule.source) for rule in table)

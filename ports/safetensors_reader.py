@@ -7,12 +7,15 @@ without holes. Everything that can be wrong with a file is checked when it is op
 file's size alone; tensor bytes are read when they are used.
 """
 
+import copy
 import json
 import math
 import mmap
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import ml_dtypes
 import numpy as np
@@ -64,6 +67,11 @@ class Checkpoint:
     path : path-like
         A `.safetensors` file, a `.safetensors.index.json` file, or a folder that holds one of them.
 
+    Attributes
+    ----------
+    files : tuple of Path
+        Where the tensors lie.
+
     Raises
     ------
     CheckpointError
@@ -76,7 +84,7 @@ class Checkpoint:
         self._maps: dict[Path, mmap.mmap] = {}
         source = find_weights(self.path) if self.path.is_dir() else self.path
         if source.suffix in PICKLES:
-            raise CheckpointError(f"{source}: {_refuse_pickles([source.name])}")
+            raise CheckpointError(f"{source}: {refuse_pickles(source)}")
         if source.name.endswith(".index.json"):
             self._tensors = _read_shards(source)
         else:
@@ -107,6 +115,13 @@ class Checkpoint:
         """Dtype as stored; bfloat16 and float8 are those of `ml_dtypes`."""
         return self._tensors[name].dtype
 
+    def subset(self, keep: Callable[[str], bool]) -> Self:
+        """The same checkpoint with only those tensors whose names `keep` accepts."""
+        part = copy.copy(self)
+        part._maps = {}
+        part._tensors = {name: tensor for name, tensor in self._tensors.items() if keep(name)}
+        return part
+
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(tensor.end - tensor.begin for tensor in self._tensors.values())
@@ -114,7 +129,9 @@ class Checkpoint:
     def view(self, name: str) -> np.ndarray:
         """The tensor as a read-only array over the mapped file: slicing reads the pages of the slice and no
         others."""
-        tensor = self._tensors[name]
+        return self._view(self._tensors[name])
+
+    def _view(self, tensor: Tensor) -> np.ndarray:
         if tensor.begin == tensor.end:
             return np.empty(tensor.shape, tensor.dtype)
         count = (tensor.end - tensor.begin) // tensor.dtype.itemsize
@@ -123,7 +140,9 @@ class Checkpoint:
 
     def release(self, name: str) -> None:
         """Give the tensor's pages back to the system. Later reads map them again."""
-        tensor = self._tensors[name]
+        self._release(self._tensors[name])
+
+    def _release(self, tensor: Tensor) -> None:
         mapped = self._maps.get(tensor.file)
         if mapped is None or not hasattr(mapped, "madvise") or tensor.begin == tensor.end:
             return
@@ -139,6 +158,43 @@ class Checkpoint:
             with open(file, "rb") as handle:
                 self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[file]
+
+
+class Split(Checkpoint):
+    """A checkpoint in which pieces of tensors are tensors of their own.
+
+    Parameters
+    ----------
+    base : Checkpoint
+    pieces : dict of str -> (str, list of slice)
+        A new name -> the tensor it is cut from, and the rows that make it, one stretch after the other. Tensors that are
+        cut are no longer there under their own name.
+    """
+
+    def __init__(self, base: Checkpoint, pieces: Mapping[str, tuple[str, list[slice]]]):
+        self.path, self.files, self._maps = base.path, base.files, {}
+        self._pieces = dict(pieces)
+        cut = {name for name, _ in pieces.values()}
+        self._whole = {name: base._tensors[name] for name in cut}
+        self._tensors = {name: tensor for name, tensor in base._tensors.items() if name not in cut}
+        for name, (source, rows) in pieces.items():
+            tensor = base._tensors[source]
+            length = sum(len(range(*part.indices(tensor.shape[0]))) for part in rows)
+            bytes_ = (tensor.end - tensor.begin) // tensor.shape[0] * length
+            shape = (length, *tensor.shape[1:])
+            self._tensors[name] = replace(tensor, shape=shape, end=tensor.begin + bytes_)
+
+    def view(self, name: str) -> np.ndarray:
+        """As `Checkpoint.view`; a piece of several stretches is a copy."""
+        if name not in self._pieces:
+            return super().view(name)
+        source, rows = self._pieces[name]
+        whole = self._view(self._whole[source])
+        return whole[rows[0]] if len(rows) == 1 else np.concatenate([whole[part] for part in rows])
+
+    def release(self, name: str) -> None:
+        """As `Checkpoint.release`; of a piece, the pages of the whole tensor."""
+        self._release(self._whole[self._pieces[name][0]] if name in self._pieces else self._tensors[name])
 
 
 def find_weights(folder: Path) -> Path:
@@ -170,7 +226,8 @@ def find_weights(folder: Path) -> Path:
         raise CheckpointError(f"{folder}: {_why_no_weights(files)}")
     if "lora" in found[0].name.lower():
         raise CheckpointError(
-            f"{found[0]}: a LoRA changes a model and is none; merge it into its base model and save that"
+            f"{found[0]}: a LoRA changes a model and is none; give it with the model that it changes: "
+            "jaxdiff.load(folder, lora=path)"
         )
     return found[0]
 
@@ -178,17 +235,30 @@ def find_weights(folder: Path) -> Path:
 def _why_no_weights(files: list[Path]) -> str:
     pickles = [path.name for path in files if path.suffix in PICKLES]
     if pickles:
-        return _refuse_pickles(pickles)
+        return f"only pickles here ({', '.join(pickles)}): {refuse_pickles(files[0].parent)}"
     names = ", ".join(path.name for path in files[:8]) or "nothing"
     return f"no *.safetensors and no *.safetensors.index.json here (found: {names})"
 
 
-def _refuse_pickles(names: list[str]) -> str:
+def refuse_pickles(path: Path) -> str:
+    """Why a pickle is not read, and what to do instead."""
+    out = path if path.is_dir() else path.with_suffix(".safetensors")
     return (
-        f"only pickles here ({', '.join(names)}). Opening a pickle can run any code, so they are not read. "
-        "Convert them where their source is trusted: load the model with diffusers there and call "
-        "save_pretrained(folder, safe_serialization=True)"
+        "opening a pickle can run any code, so that loading never does. "
+        f"`python -m ports.unpickle --checkpoint={path} --out={out}` rewrites it as safetensors, in a process of its "
+        "own that admits tensors only (needs torch: the extra `parity`)"
     )
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says about itself, beside its tensors.
+
+    Raises
+    ------
+    CheckpointError
+        As for `Checkpoint`.
+    """
+    return _read_file(file)[0]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -234,7 +304,11 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_header(file: Path) -> dict[str, Tensor]:
-    """Parse and check one file's header against the file's size."""
+    return _read_file(file)[1]
+
+
+def _read_file(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors: one file's header, parsed and checked against the file's size."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as handle:
@@ -257,14 +331,14 @@ def _read_header(file: Path) -> dict[str, Tensor]:
         header = json.loads(text)
         if not isinstance(header, dict):
             raise ValueError("the header is no JSON object")
-        header.pop("__metadata__", None)
+        metadata = {str(key): str(value) for key, value in (header.pop("__metadata__", None) or {}).items()}
         tensors = {name: _parse(file, name, entry, 8 + length) for name, entry in header.items()}
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{file}: its safetensors header is corrupt: {error!r}") from error
     _check_layout(file, tensors, 8 + length, size)
-    return tensors
+    return metadata, tensors
 
 
 def _parse(file: Path, name: str, entry: dict, start: int) -> Tensor:

@@ -124,10 +124,11 @@ def _walk(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _walk(value, f"{path}/{key}" if path else str(key))
 
 
-def _rebuild(tree: Any, leaves: Mapping[str, Any], path: str = "") -> Any:
+def rebuild(tree: Any, leaves: Mapping[str, Any], path: str = "") -> Any:
+    """A nested dict like `tree` from its leaves by path, as `flatten` names them."""
     if not isinstance(tree, Mapping):
         return leaves[path]
-    return {key: _rebuild(value, leaves, f"{path}/{key}" if path else str(key)) for key, value in tree.items()}
+    return {key: rebuild(value, leaves, f"{path}/{key}" if path else str(key)) for key, value in tree.items()}
 
 
 def expected_names(table: Table, params: Mapping[Any, Any]) -> tuple[dict[str, Group], list[str]]:
@@ -290,7 +291,26 @@ def load_params(
         kind = group.rule.dtype(leaf.dtype if dtype is None else dtype)
         read = functools.partial(_read, reader, group, kind)
         loaded[path] = _place(tuple(leaf.shape), shardings if single else placed[path], read)
-    return _rebuild(abstract_params, loaded)
+    return rebuild(abstract_params, loaded)
+
+
+def read_stored(
+    reader: Checkpoint, table: Table, abstract_params: Mapping[Any, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Leaf by leaf, its path and its values on the host, in the widest dtype in which its tensors are stored (and
+    never above float32).
+
+    Raises
+    ------
+    CheckpointError
+        As `load_params`.
+    """
+    groups = plan(reader, table, abstract_params)
+    for path, leaf in flatten(abstract_params).items():
+        stored = {reader.dtype(name) for name in groups[path].names}
+        kind = stored.pop() if len(stored) == 1 else np.dtype(np.float32)
+        kind = np.dtype(np.float32) if kind == np.float64 else kind
+        yield path, _read(reader, groups[path], kind, tuple(slice(0, size) for size in leaf.shape))
 
 
 def _place(shape: tuple[int, ...], sharding, read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
@@ -378,16 +398,18 @@ def save_params(params: Mapping[Any, Any], table: Table, path: str | Path, dtype
                 writer.write(name, group.rule.transform.inverse(values[row] if group.rule.stacked else values))
 
 
-def partition_specs(table: Table, params: Mapping[Any, Any], mesh: jax.sharding.Mesh) -> dict[Any, Any]:
-    """`jax.sharding.NamedSharding` for every leaf: the rules' specs on this mesh, axes that the mesh lacks
-    left out."""
+def partition_specs(table: Table, params: Mapping[Any, Any], mesh: Any) -> dict[Any, Any]:
+    """`jax.sharding.NamedSharding` for every leaf: the rules' specs on this mesh (or `jax.sharding.AbstractMesh`),
+    less the axes that the mesh lacks or that do not divide the leaf's."""
     groups, problems = expected_names(table, params)
     if problems:
         raise CheckpointError("the table does not fit the model\n  " + "\n  ".join(sorted(problems)))
-    placed = {}
+    leaves, placed = flatten(params), {}
     for path, group in groups.items():
-        spec = [axis if axis in mesh.axis_names else None for axis in group.rule.spec]
-        placed[path] = jax.sharding.NamedSharding(
-            mesh, jax.sharding.PartitionSpec(*([None] if group.rule.stacked else []), *spec)
-        )
-    return _rebuild(params, placed)
+        spec = (*([None] if group.rule.stacked else []), *group.rule.spec)
+        split = [
+            axis if axis in mesh.axis_names and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, leaves[path].shape, strict=False)
+        ]
+        placed[path] = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*split))
+    return rebuild(params, placed)

@@ -1,9 +1,9 @@
-"""Wan 2.1 text-to-video transformer: names of `WanTransformer3DModel` in the diffusers layout -> leaves of
+"""Transformer of Wan 2.1 and 2.2: names of `WanTransformer3DModel` in the diffusers layout -> leaves of
 `WanTransformer`."""
 
 from jaxdiff.models.wan.transformer import WanTransformerConfig
 from ports.rules import BACK, INTO, layer
-from ports.table import Rule, Table
+from ports.table import Ignore, Rule, Table
 from ports.transforms import drop_first, linear, patch_matmul
 
 
@@ -23,10 +23,10 @@ def transformer_table(config: WanTransformerConfig) -> Table:
         *layer(f"{embedder}.time_proj", "time_projection", linear, INTO),
         *layer(f"{embedder}.text_embedder.linear_1", "text_embedding/into", linear, INTO),
         *layer(f"{embedder}.text_embedder.linear_2", "text_embedding/out", linear, BACK),
+        *(_image_embedding(f"{embedder}.image_embedder", config) if config.image_dim is not None else ()),
         *_attention("blocks.{block}.attn1", "blocks/self_attention"),
         *_attention("blocks.{block}.attn2", "blocks/cross_attention"),
-        Rule("blocks.{block}.norm2.weight", "blocks/cross_norm/scale", keep_float32=True),
-        Rule("blocks.{block}.norm2.bias", "blocks/cross_norm/bias", keep_float32=True),
+        *_norm("blocks.{block}.norm2", "blocks/cross_norm"),
         *layer("blocks.{block}.ffn.net.0.proj", "blocks/mlp/into", linear, INTO),
         *layer("blocks.{block}.ffn.net.2", "blocks/mlp/out", linear, BACK),
         Rule("blocks.{block}.scale_shift_table", "blocks/modulation", drop_first, keep_float32=True),
@@ -43,4 +43,28 @@ def _attention(source: str, leaf: str) -> Table:
         *layer(f"{source}.to_out.0", f"{leaf}/out", linear, BACK),
         Rule(f"{source}.norm_q.weight", f"{leaf}/query_norm/scale"),
         Rule(f"{source}.norm_k.weight", f"{leaf}/key_norm/scale"),
+    )
+
+
+def _image_embedding(source: str, config: WanTransformerConfig) -> Table:
+    """What image tokens go through, and their keys and values in every block."""
+    attention, leaf = "blocks.{block}.attn2", "blocks/cross_attention"
+    positions = Rule(f"{source}.pos_embed", "image_embedding/positions", drop_first)
+    return (
+        *((positions,) if config.pos_embed_seq_len is not None else ()),
+        *_norm(f"{source}.norm1", "image_embedding/norm_in"),
+        *layer(f"{source}.ff.net.0.proj", "image_embedding/mlp/into", linear, INTO),
+        *layer(f"{source}.ff.net.2", "image_embedding/mlp/out", linear, BACK),
+        *_norm(f"{source}.norm2", "image_embedding/norm_out"),
+        *layer(f"{attention}.add_k_proj", f"{leaf}/image_key", linear, INTO),
+        *layer(f"{attention}.add_v_proj", f"{leaf}/image_value", linear, INTO),
+        Rule(f"{attention}.norm_added_k.weight", f"{leaf}/image_key_norm/scale"),
+        Ignore(f"{attention}.norm_added_q.weight", "an image has no queries; the reference drops it too"),
+    )
+
+
+def _norm(source: str, leaf: str) -> Table:
+    return (
+        Rule(f"{source}.weight", f"{leaf}/scale", keep_float32=True),
+        Rule(f"{source}.bias", f"{leaf}/bias", keep_float32=True),
     )

@@ -1,4 +1,4 @@
-"""Wan 2.1 video VAE: names of `AutoencoderKLWan` in the diffusers layout -> leaves of `WanVAE`."""
+"""Video VAEs of Wan 2.1 and 2.2: names of `AutoencoderKLWan` in the diffusers layout -> leaves of `WanVAE`."""
 
 from jaxdiff.models.wan.vae import WanVAEConfig
 from ports.rules import layer
@@ -7,25 +7,44 @@ from ports.transforms import conv2d, conv3d, gain2d, gain3d, linear1x1, linear1x
 
 
 def vae_table(config: WanVAEConfig) -> Table:
-    """The rules, which are the same for every configuration: `{i}` and `{j}` run over its blocks.
+    """The rules of one configuration: `{i}` and `{j}` run over its blocks.
 
-    No leaf is split over a mesh: the largest tensor of the published VAE has 4 M parameters.
+    No leaf is split over a mesh: the largest tensor of the published VAEs has 28 M parameters.
     """
     return (
         *layer("quant_conv", "to_moments", linear1x1x1),
         *layer("post_quant_conv", "from_latents", linear1x1x1),
         *_ends("encoder"),
-        *_residual("encoder.down_blocks.{i}", "encoder/down_blocks/{i}"),
-        *layer("encoder.down_blocks.{i}.resample.1", "encoder/down_blocks/{i}/conv", conv2d),
-        *layer("encoder.down_blocks.{i}.time_conv", "encoder/down_blocks/{i}/time_conv", conv3d),
-        *_ends("decoder"),
+        *(_levels() if config.is_residual else _list_of_blocks()),
         *_residual("decoder.up_blocks.{i}.resnets.{j}", "decoder/up_blocks/{i}/resnets/{j}"),
-        *layer("decoder.up_blocks.{i}.upsamplers.0.resample.1", "decoder/up_blocks/{i}/upsample/conv", conv2d),
-        *layer(
-            "decoder.up_blocks.{i}.upsamplers.0.time_conv",
-            "decoder/up_blocks/{i}/upsample/time_conv",
-            conv3d,
-        ),
+        *_ends("decoder"),
+    )
+
+
+def _list_of_blocks() -> Table:
+    """Wan 2.1: the encoder's blocks in one list, the decoder's in levels."""
+    down, up = "encoder.down_blocks.{i}", "decoder.up_blocks.{i}"
+    return (
+        *_residual(down, "encoder/down_blocks/{i}"),
+        *_resampling(down, "encoder/down_blocks/{i}"),
+        *_resampling(f"{up}.upsamplers.0", "decoder/up_blocks/{i}/upsample"),
+    )
+
+
+def _levels() -> Table:
+    """Wan 2.2: both halves in levels."""
+    down, up = "encoder.down_blocks.{i}", "decoder.up_blocks.{i}"
+    return (
+        *_residual(f"{down}.resnets.{{j}}", "encoder/down_blocks/{i}/resnets/{j}"),
+        *_resampling(f"{down}.downsampler", "encoder/down_blocks/{i}/downsample"),
+        *_resampling(f"{up}.upsampler", "decoder/up_blocks/{i}/upsample"),
+    )
+
+
+def _resampling(source: str, leaf: str) -> Table:
+    return (
+        *layer(f"{source}.resample.1", f"{leaf}/conv", conv2d),
+        *layer(f"{source}.time_conv", f"{leaf}/time_conv", conv3d),
     )
 
 

@@ -47,6 +47,25 @@ LTX_SHIFTED = LTX_PLAIN | {
     "time_shift_type": "exponential",
 }
 
+# As Cosmos-Predict2's pipelines set their scheduler up and its folders keep it, and as the folders of 2.5 do.
+COSMOS_EDM = LTX_PLAIN | {
+    "use_karras_sigmas": True,
+    "sigma_max": 80.0,
+    "sigma_min": 0.002,
+    "sigma_data": 1.0,
+    "final_sigmas_type": "sigma_min",
+}
+COSMOS_UNIPC = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "use_karras_sigmas": True,
+    "sigma_max": 200.0,
+    "sigma_min": 0.01,
+    "num_train_timesteps": 1000,
+    "solver_order": 2,
+}
+
 
 def is_gain(name: str) -> bool:
     """Whether a torch tensor name is the gain of a norm (`...norm_q.weight`, `...norm1.gamma`)."""
@@ -90,6 +109,65 @@ def ltx_inputs(config: Mapping, grid: tuple[int, int, int], tokens: int = 6, bat
     text = rng.standard_normal((batch, tokens, config["caption_channels"])).astype(np.float32)
     mask = np.arange(tokens) < np.linspace(2, tokens, batch).astype(int)[:, None]
     return latents, np.linspace(999.0, 250.0, batch, dtype=np.float32), text, mask
+
+
+class Ltx2Inputs(NamedTuple):
+    """Latents [B, T', H', W', C], timesteps [B], text and audio_text [B, N, caption_channels], mask [B, N] and audio
+    [B, L, audio_in_channels]; float32 but the mask."""
+
+    latents: np.ndarray
+    timestep: np.ndarray
+    text: np.ndarray
+    audio_text: np.ndarray
+    mask: np.ndarray
+    audio: np.ndarray
+
+
+def ltx2_inputs(config: Mapping, grid: tuple[int, int, int], patches: int = 5, batch: int = 2, seed: int = 7):
+    """Random inputs of a configuration."""
+    latents, timestep, text, mask = ltx_inputs(config, grid, batch=batch, seed=seed)
+    rng = np.random.default_rng(seed + 100)
+    audio_text = rng.standard_normal(text.shape).astype(np.float32)
+    audio = rng.standard_normal((batch, patches, config["audio_in_channels"])).astype(np.float32)
+    return Ltx2Inputs(latents, timestep, text, audio_text, mask, audio)
+
+
+def ltx2_states(config: Mapping, tokens: int = 8, batch: int = 2, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """What connectors take: states [B, N, caption_channels, text_proj_in_factor] and a left-padded mask [B, N]."""
+    rng = np.random.default_rng(seed)
+    shape = (batch, tokens, config["caption_channels"], config["text_proj_in_factor"])
+    real = np.linspace(3, tokens, batch).astype(int)[:, None]
+    return rng.standard_normal(shape).astype(np.float32), np.arange(tokens) >= tokens - real
+
+
+class CosmosInputs(NamedTuple):
+    """Latents [B, T', H', W', out_channels], timesteps [B], text [B, N, text_dim], frames that are given
+    [B, 2, H', W', out_channels] and video frames [B, 5, 8 H', 8 W', 3] in [-1, 1], all float32."""
+
+    latents: np.ndarray
+    timestep: np.ndarray
+    text: np.ndarray
+    given: np.ndarray
+    video: np.ndarray
+
+
+def cosmos_inputs(config: Mapping, grid: tuple[int, int, int], batch: int = 2, seed: int = 7) -> CosmosInputs:
+    """Random inputs of a configuration."""
+    rng = np.random.default_rng(seed)
+    projected = config.get("use_crossattn_projection")
+    text_dim = config["crossattn_proj_in_channels" if projected else "text_embed_dim"]
+
+    def normal(*shape):
+        return rng.standard_normal((batch, *shape)).astype(np.float32)
+
+    video = rng.uniform(-1, 1, (batch, 5, 8 * grid[1], 8 * grid[2], 3)).astype(np.float32)
+    return CosmosInputs(
+        normal(*grid, config["out_channels"]),
+        np.linspace(80 / 81, 0.25, batch, dtype=np.float32),
+        normal(6, text_dim),
+        normal(2, *grid[1:], config["out_channels"]),
+        video,
+    )
 
 
 class CogVideoXInputs(NamedTuple):

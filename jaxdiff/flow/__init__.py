@@ -5,8 +5,11 @@ far a run can be trusted.
 """
 
 from jaxdiff.flow import fidelity
+from jaxdiff.flow.edm import EDM, UniPCKarras
+from jaxdiff.flow.guidance import DynamicGuidance, ExpertGuidance
 from jaxdiff.flow.integrate import integrate
-from jaxdiff.flow.inversion import DivergedError, Trajectory, invert, sample
+from jaxdiff.flow.inversion import invert, sample
+from jaxdiff.flow.multistep import DPMpp2M, DPMpp2MSDE, UniPC
 from jaxdiff.flow.schedule import Schedule
 from jaxdiff.flow.solvers import (
     AB2,
@@ -21,24 +24,36 @@ from jaxdiff.flow.solvers import (
     Solver,
     Step,
 )
-from jaxdiff.flow.variance_preserving import VariancePreserving
+from jaxdiff.flow.trajectory import DivergedError, Trajectory
+from jaxdiff.flow.variance_preserving import VariancePreserving, VariancePreservingSDE
+from jaxdiff.flow.wan_schedules import DPMSolverFlow, OfficialUniPC
 
 __all__ = [
     "AB2",
+    "EDM",
     "SOLVERS",
     "DDIMLabel",
+    "DPMSolverFlow",
+    "DPMpp2M",
+    "DPMpp2MSDE",
     "DivergedError",
+    "DynamicGuidance",
     "Euler",
+    "ExpertGuidance",
     "FireFlow",
     "FixedPoint",
     "Heun",
     "Midpoint",
     "Node",
+    "OfficialUniPC",
     "Schedule",
     "Solver",
     "Step",
     "Trajectory",
+    "UniPC",
+    "UniPCKarras",
     "VariancePreserving",
+    "VariancePreservingSDE",
     "fidelity",
     "integrate",
     "invert",

@@ -15,10 +15,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxdiff.conditioning import Conditioning, as_conditioning
-from jaxdiff.flow.inversion import Trajectory, sample
+from jaxdiff.flow.inversion import sample
 from jaxdiff.flow.placement import per_device, placement_of
 from jaxdiff.flow.plan import make_plan, rounds
-from jaxdiff.flow.solvers import Solver, as_solver
+from jaxdiff.flow.solvers import Solver, as_solver, is_stochastic
+from jaxdiff.flow.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline import Pipeline
@@ -83,6 +84,7 @@ def convergence_curve(
     ConfigError : as `jaxdiff.invert`.
     """
     solver = as_solver(solver)
+    is_stochastic(solver, up=True)  # is refused: there is one trajectory to converge to, or none
     plan = functools.partial(
         make_plan, pipeline.schedule, steps=steps, tokens=math.prod(latents.shape[1:4]), up=True,
         rounded=rounds(labels, solver, up=True),
@@ -139,8 +141,8 @@ def reconstruct(pipeline: "Pipeline", trajectory: Trajectory, cond: Conditioning
     -------
     [B, T', H', W', C] float32 latents, for `round_trip` and for `Pipeline.decode`.
     """
-    back = sample(pipeline, trajectory.latents, cond, sigmas=trajectory.sigmas[::-1], labels=trajectory.labels)
-    return back.latents
+    grid = trajectory.sigmas[::-1]
+    return sample(pipeline, trajectory.latents, cond, sigmas=grid, solver="euler", labels=trajectory.labels).latents
 
 
 def round_trip(latents: jax.Array, reconstruction: jax.Array) -> Errors:

@@ -1,5 +1,7 @@
 """Classifier-free guidance as one evaluation of a double batch."""
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -9,11 +11,77 @@ import numpy as np
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import ConfigError
 
+# What the published pipelines give the unconditional half too: guidance leads away from a text, not from an image.
+SHARED = ("image_latents", "image_embeds", "fps", "extra")
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicGuidance:
+    """The published CogVideoX pipelines' ``use_dynamic_cfg``: another scale at every step.
+
+    ``1 + scale (1 - cos(pi ((N - t) / N)^5)) / 2``, where N is the number of steps and t, as published, the timestep
+    (999 at first) and not the step's number.
+
+    Parameters
+    ----------
+    scale : how far above 1 it may go.
+    """
+
+    scale: float
+
+    def __call__(self, timesteps: np.ndarray, steps: int) -> np.ndarray:
+        """The scale at every timestep, float64 like `timesteps`, of a sample of `steps` steps."""
+        # Of few steps the cosine's argument is some 1e12, and a last bit of NumPy's power would change the scale.
+        angles = (math.pi * ((steps - float(t)) / steps) ** 5.0 for t in timesteps)
+        return np.array([1 + self.scale * ((1 - math.cos(angle)) / 2) for angle in angles])
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertGuidance:
+    """The published Wan 2.2 pipelines' `guidance_scale` and `guidance_scale_2`: a scale for each of two networks.
+
+    Parameters
+    ----------
+    scale, scale_2 : of `transformer` and of `transformer_2`
+    boundary : the timestep that lies between the two, ``pipeline.boundary``
+    """
+
+    scale: float
+    scale_2: float
+    boundary: float
+
+    def __call__(self, timesteps: np.ndarray, steps: int) -> np.ndarray:
+        """The scale at every timestep, float64; compared in float32, as the pipeline chooses the network."""
+        high = np.asarray(timesteps, np.float32) >= np.float32(self.boundary)
+        return np.where(high, float(self.scale), float(self.scale_2))
+
+
+def scales(scale: Any, timesteps: Any, steps: int) -> jax.Array:
+    """The scale of every step, float32 like `timesteps`.
+
+    Parameters
+    ----------
+    scale : one number, or a function of the next two
+    timesteps : what the network is told in each step
+    steps : how many there are, without those put in to be read
+
+    Raises
+    ------
+    ConfigError : a function that does not give one number a step.
+    """
+    if not callable(scale):
+        return jnp.broadcast_to(jnp.asarray(scale, jnp.float32), timesteps.shape)
+    each = scale(timesteps, steps)
+    if np.shape(each) != timesteps.shape:
+        raise ConfigError(f"guidance_scale={scale!r} gives an array {np.shape(each)} for {timesteps.shape[0]} steps")
+    return jnp.asarray(each, jnp.float32)
+
 
 def pair(cond: Conditioning, negative: Conditioning, batch: int) -> Conditioning:
     """Both conditionings as one of batch 2B: rows 2b and 2b + 1 are clip b, conditional and unconditional.
 
-    Neighbours, not halves: a batch split over devices then stays where it is.
+    Neighbours, not halves: a batch split over devices then stays where it is. What `negative` leaves out of image, fps
+    and extra is that of `cond`.
 
     Raises
     ------
@@ -29,6 +97,8 @@ def pair(cond: Conditioning, negative: Conditioning, batch: int) -> Conditioning
             )
         return jnp.stack([c, n.astype(c.dtype)], 1).reshape(2 * batch, *c.shape[1:])
 
+    left_out = {name: getattr(cond, name) for name in SHARED if getattr(negative, name) is None}
+    negative = dataclasses.replace(negative, **left_out)
     if jax.tree.structure(cond) != jax.tree.structure(negative):  # type: ignore[operator]
         raise ConfigError(
             "cond and negative must set the same fields of Conditioning, but one sets "
@@ -65,8 +135,11 @@ def is_off(scale: Any, negative: Any) -> bool:
     ConfigError : a scale other than 1 without `negative`.
     """
     known = not isinstance(scale, jax.core.Tracer)
+    known &= not callable(scale)
     if known and np.ndim(scale):
-        raise ConfigError(f"guidance_scale must be one number, got shape {np.shape(scale)}")
+        raise ConfigError(
+            f"guidance_scale must be one number or a function of the timesteps, got shape {np.shape(scale)}"
+        )
     if known and float(scale) == 1.0:
         return True
     if negative is None:

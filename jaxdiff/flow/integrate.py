@@ -9,10 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.flow.solvers import DDIMLabel, Node, Solver, State, Step, Velocity, as_solver
+from jaxdiff.flow.solvers import (
+    DDIMLabel,
+    Node,
+    Solver,
+    State,
+    Step,
+    Velocity,
+    as_solver,
+    is_stochastic,
+    white_noise,
+)
 
 
-def integrate(field: Callable, x: State, sigmas: Any, solver: str | Solver = "euler") -> State:
+def integrate(
+    field: Callable, x: State, sigmas: Any, solver: str | Solver = "euler", *, key: jax.Array | None = None
+) -> State:
     """Solve ``dx / dsigma = field(x, sigma)`` from ``sigmas[0]`` to ``sigmas[-1]``, one solver step per
     interval.
 
@@ -24,6 +36,7 @@ def integrate(field: Callable, x: State, sigmas: Any, solver: str | Solver = "eu
     sigmas : [steps + 1], strictly monotone, up or down. Under a caller's jit it may be traced, and is then
         trusted.
     solver : a name of `jaxdiff.flow.SOLVERS` or a solver object.
+    key : `jax.random` key, for solvers that add noise.
 
     Returns
     -------
@@ -31,8 +44,8 @@ def integrate(field: Callable, x: State, sigmas: Any, solver: str | Solver = "eu
 
     Raises
     ------
-    ConfigError : the grid is not monotone, the solver is unknown, or `ddim_label` is asked of a field that
-        cannot be told a label.
+    ConfigError : the grid is not monotone, the solver is unknown, `ddim_label` is asked of a field that cannot
+        be told a label, or a solver that adds noise has no key or is asked to go up.
     """
     solver = as_solver(solver)
     velocity = _labelled(field, solver)
@@ -40,15 +53,23 @@ def integrate(field: Callable, x: State, sigmas: Any, solver: str | Solver = "eu
     dtype = _real_dtype(x)
     if not isinstance(sigmas, jax.core.Tracer):
         sigmas = check_grid(sigmas)
+    traced = isinstance(sigmas, jax.core.Tracer)
+    stochastic = is_stochastic(solver, up=not traced and bool(sigmas[-1] > sigmas[0]))
+    if stochastic and key is None:
+        raise ConfigError(f"{solver.name} adds noise at every step: it needs key=, a jax.random key")
     steps = steps_of(sigmas, sigmas, dtype=dtype)
 
-    def body(carry, step):
+    def body(carry, scanned):
         x, memory = carry
+        step, number = scanned
+        if stochastic:
+            step = step._replace(noise=white_noise(key, number, x))  # type: ignore[arg-type]
         start = velocity(x, *solver.start_node(step)) if solver.evaluates_start else None
         return solver.step(velocity, x, start, step, memory), None
 
     memory = solver.init(velocity, x, jax.tree.map(lambda leaf: leaf[0], steps))
-    (x, _), _ = jax.lax.scan(body, (x, memory), steps)
+    numbers = jnp.arange(sigmas.shape[0] - 1) if stochastic else None
+    (x, _), _ = jax.lax.scan(body, (x, memory), (steps, numbers))
     return x
 
 

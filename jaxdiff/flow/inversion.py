@@ -4,11 +4,10 @@ One jitted `lax.scan` over the steps. Weights, grid, labels and capture slots ar
 another checkpoint of the same shape, or another grid of the same length, runs the same program.
 """
 
-import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,63 +16,19 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxdiff.conditioning import Conditioning, as_conditioning
-from jaxdiff.errors import ConfigError, NonFiniteError
+from jaxdiff.errors import ConfigError
 from jaxdiff.flow import guidance
 from jaxdiff.flow.placement import Placement, per_device, placement_of
 from jaxdiff.flow.plan import Captures, Plan, make_plan, rounds
-from jaxdiff.flow.solvers import Node, Solver, as_solver
+from jaxdiff.flow.solvers import Node, Solver, as_solver, is_stochastic, white_noise
+from jaxdiff.flow.trajectory import Trajectory, check_end, check_start
 from jaxdiff.taps import Edit, Full, Tap
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline import Pipeline
 
 _LOG = logging.getLogger(__name__)
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["latents", "sigmas", "captured", "capture_sigmas", "capture_labels", "failed_at"],
-    meta_fields=["evaluations", "labels"],
-)
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
-    """What a run leaves behind; a pytree.
-
-    Attributes
-    ----------
-    latents : [B, T', H', W', C] float32, the end state.
-    sigmas : [steps + 1], the grid that was walked, `capture_sigmas` included.
-    captured : tap name -> [captured, rows, B, ...]; empty when a sink took them.
-    capture_sigmas : [captured], the sigma of each captured state.
-    capture_labels : [captured], the sigma whose timestep the network was told there.
-    failed_at : int32 [B], the step whose result was first not finite, -1 for none.
-    evaluations : forward passes of the network, those made only to read it included.
-    labels : "sigma" or "scheduler", whose timesteps the network was told.
-    """
-
-    latents: jax.Array
-    sigmas: Any
-    captured: dict[str, jax.Array]
-    capture_sigmas: Any
-    capture_labels: Any
-    failed_at: jax.Array
-    evaluations: int
-    labels: str
-
-
-class DivergedError(NonFiniteError):
-    """A state became NaN or infinite.
-
-    Attributes
-    ----------
-    clips : indices into the batch, ascending
-    step, sigma : where the first of them failed
-    trajectory : what was computed, None if the input itself was not finite. The other clips' parts are good.
-    """
-
-    def __init__(self, message: str, clips: Sequence[int], step: int, sigma: float, trajectory: Trajectory | None):
-        super().__init__(message)
-        self.clips, self.step, self.sigma, self.trajectory = list(clips), step, sigma, trajectory
+_NOISE = 2**31 - 1  # no step has this number, whose key is an edit's
 
 
 def invert(
@@ -83,6 +38,7 @@ def invert(
     *,
     steps: int = 100,
     sigmas: Any = None,
+    start_sigma: float | None = None,
     solver: str | Solver = "euler",
     taps: Sequence[Tap] = (),
     capture_at: Sequence[int] | None = None,
@@ -104,11 +60,14 @@ def invert(
     cond : `Conditioning`, or text embeddings [B or 1, N, text_dim].
     steps : steps of the checkpoint's own grid.
     sigmas : another grid, [steps + 1] ascending within [0, 1]; `steps` is then not looked at.
+    start_sigma : take the latents for the state at this sigma, and leave out what the grid has before it. Some
+        networks were not trained down to sigma 0 (``pipeline.schedule.sigma_min_trained``), and on some grids the first
+        step from there is the longest. ``Trajectory.start_sigma`` and ``.end_sigma`` record both ends.
     solver : a name of `jaxdiff.flow.SOLVERS` or a solver object.
     taps : what to read; at every step unless told otherwise by the next two.
     capture_at : numbers of the steps at whose start to read, -1 being the last one; the number of steps
-        itself stands for the end state and costs one more forward pass. Counted on the grid before
-        insertions.
+        itself stands for the end state and costs one more forward pass. Counted on the grid from
+        `start_sigma` on and before insertions.
     capture_sigmas : sigmas to read at. Those the grid does not have (to within 1e-5) are put in, as further
         steps.
     edits : what to write into the network, at every evaluation.
@@ -129,8 +88,9 @@ def invert(
         checked under a caller's own `jit`, `vmap` or `grad`; look at ``Trajectory.failed_at`` there.
     """
     return _walk(
-        pipeline, latents, cond, None, 1.0, up=True, steps=steps, sigmas=sigmas, solver=solver, taps=taps,
-        capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink, key=key, labels=labels,
+        pipeline, latents, cond, None, 1.0, up=True, steps=steps, sigmas=sigmas, start_sigma=start_sigma,
+        solver=solver, taps=taps, capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink,
+        key=key, labels=labels,
     )  # fmt: skip
 
 
@@ -139,11 +99,11 @@ def sample(
     noise: jax.Array,
     cond: Conditioning | jax.Array,
     *,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Callable = 1.0,
     negative: Conditioning | jax.Array | None = None,
     steps: int = 100,
     sigmas: Any = None,
-    solver: str | Solver = "euler",
+    solver: str | Solver | None = None,
     taps: Sequence[Tap] = (),
     capture_at: Sequence[int] | None = None,
     capture_sigmas: Sequence[float] | None = None,
@@ -157,11 +117,16 @@ def sample(
     Parameters
     ----------
     noise : [B, T', H', W', C], standard normal.
-    guidance_scale : w of classifier-free guidance ``u + w (c - u)``; 1 turns it off.
-    negative : conditioning of u, same fields and shapes as `cond`. Both go through the network as one batch
-        of 2B; taps read the conditional rows, edits are handed rows (2b, 2b + 1) = (conditional,
-        unconditional) of clip b.
+    guidance_scale : w of classifier-free guidance ``u + w (c - u)``; 1 turns it off. A function
+        ``f(timesteps [steps], steps) -> [steps]`` gives every step its own, as `jaxdiff.flow.DynamicGuidance` does.
+    negative : conditioning of u, same fields and shapes as `cond`; image, fps and extra are those of `cond` where it
+        has none. Both go through the network as one batch of 2B; taps read the conditional rows, edits are handed
+        rows (2b, 2b + 1) = (conditional, unconditional) of clip b.
     sigmas : another grid, descending within [0, 1].
+    solver : as in `invert`, or "scheduler": the steps of the folder's own scheduler (``pipeline.schedule.solver``),
+        for a sample as the published pipeline makes it. Default: "scheduler", and "euler" on a grid of yours.
+    key : also for solvers that add noise, default seed 0. Every clip of the batch and every step has its own; for
+        noise that does not depend on the clip's place in the batch give a key a clip, [B].
     labels : as in `invert`; default "scheduler".
     others : as in `invert`.
 
@@ -173,22 +138,26 @@ def sample(
     ------
     ConfigError, DivergedError : as `invert`.
     """
+    if solver is None:
+        solver = "scheduler" if sigmas is None else "euler"
+    if isinstance(solver, str) and solver == "scheduler":
+        solver = pipeline.schedule.solver
     return _walk(
-        pipeline, noise, cond, negative, guidance_scale, up=False, steps=steps, sigmas=sigmas, solver=solver,
-        taps=taps, capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink, key=key,
-        labels=labels,
+        pipeline, noise, cond, negative, guidance_scale, up=False, steps=steps, sigmas=sigmas, start_sigma=None,
+        solver=solver, taps=taps, capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink,
+        key=key, labels=labels,
     )  # fmt: skip
 
 
 def _walk(
-    pipeline, latents, cond, negative, scale, *, up, steps, sigmas, solver, taps, capture_at, capture_sigmas,
-    edits, sink, key, labels,
+    pipeline, latents, cond, negative, scale, *, up, steps, sigmas, start_sigma, solver, taps, capture_at,
+    capture_sigmas, edits, sink, key, labels,
 ) -> Trajectory:  # fmt: skip
     solver, taps, edits = as_solver(solver), tuple(taps), tuple(edits)
-    rounded = rounds(labels, solver, up=up)
+    rounded, stochastic = rounds(labels, solver, up=up), is_stochastic(solver, up=up)
     plan = make_plan(
         pipeline.schedule, steps=steps, sigmas=sigmas, tokens=math.prod(np.shape(latents)[1:4]), up=up,
-        rounded=rounded, reads=bool(taps), capture_at=capture_at, capture_sigmas=capture_sigmas,
+        rounded=rounded, start_sigma=start_sigma, reads=bool(taps), capture_at=capture_at, capture_sigmas=capture_sigmas,
     )  # fmt: skip
     if sink is not None and not taps:
         raise ConfigError("a sink takes what taps read, but there are no taps=")
@@ -198,14 +167,18 @@ def _walk(
         negative, scale = None, None
     else:
         negative = jax.tree.map(jnp.asarray, as_conditioning(negative))
-        scale = jnp.asarray(scale, jnp.float32)
-    if edits and key is None:
+        timesteps = pipeline.schedule.timestep(plan.labels[:-1])
+        scale = guidance.scales(scale, timesteps, steps if sigmas is None else len(sigmas) - 1)
+    if (edits or stochastic) and key is None:
         key = jax.random.key(0)
+    if edits and key is not None and _is_batched(key):
+        raise ConfigError("edits are handed one key for the whole batch, not one a clip")
+    noise_keys = _clip_keys(key, latents.shape[0]) if stochastic else None
     _announce(pipeline, latents, cond, taps, plan)
-    _check_start(latents, plan)
+    check_start(latents, plan.sigmas)
 
     end, captured, failed_at = _run(
-        pipeline, latents, cond, negative, scale, plan.scanned(), key if edits else None, sink,
+        pipeline, latents, cond, negative, scale, plan.scanned(), key if edits else None, sink, noise_keys,
         solver=solver, taps=taps, edits=edits, captures=plan.captures,
         placement=placement_of(pipeline, latents),
     )  # fmt: skip
@@ -220,34 +193,49 @@ def _walk(
         evaluations=plan.evaluations(solver),
         labels="scheduler" if rounded else "sigma",
     )
-    _check_end(trajectory)
+    check_end(trajectory)
     return trajectory
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "taps", "edits", "captures", "placement"))
-def _run(pipeline, latents, cond, negative, scale, scanned, key, sink, *, placement: Placement | None, **static):
+def _run(
+    pipeline, latents, cond, negative, scale, scanned, key, sink, noise_keys, *, placement: Placement | None, **static
+):
     """The whole run as one program; see the module's docstring."""
 
     def run(whole, clips):
         pipeline, scale, scanned, key = whole
-        latents, cond, negative, sink = clips
-        return _run_clips(pipeline, latents, cond, negative, scale, scanned, key, sink, **static)
+        latents, cond, negative, sink, noise_keys = clips
+        return _run_clips(pipeline, latents, cond, negative, scale, scanned, key, sink, noise_keys, **static)
 
     def out_specs(axis):
         return PartitionSpec(axis), PartitionSpec(None, None, axis), PartitionSpec(axis)
 
-    whole, clips = (pipeline, scale, scanned, key), (latents, cond, negative, sink)
+    whole, clips = (pipeline, scale, scanned, key), (latents, cond, negative, sink, noise_keys)
     return per_device(run, placement, whole, clips, latents.shape[0], out_specs)
 
 
 def _run_clips(
-    pipeline, latents, cond, negative, scale, scanned, key, sink, *, solver, taps, edits, captures: Captures
+    pipeline,
+    latents,
+    cond,
+    negative,
+    scales,
+    scanned,
+    key,
+    sink,
+    noise_keys,
+    *,
+    solver,
+    taps,
+    edits,
+    captures: Captures,
 ):
     """End state [B, ...], captures {name: [captured, rows, B, ...]} and the failing step [B]."""
     batch = latents.shape[0]
     both = None if negative is None else guidance.pair(cond, negative, batch)
 
-    def evaluate(x, node: Node, step_key, taps=()):
+    def evaluate(x, node: Node, scale, step_key, taps=()):
         """Velocity [B, ...] and captures {name: [rows, B, ...]}, guided or not."""
         ask = functools.partial(
             pipeline.evaluate, sigma=node.sigma, label=node.label, taps=taps, edits=edits, key=step_key
@@ -267,16 +255,16 @@ def _run_clips(
             for name, buffer in buffers.items()
         }
 
-    def read(x, node, step_key, slot, buffers, *, needed: bool):
+    def read(x, node, scale, step_key, slot, buffers, *, needed: bool):
         """Evaluate at `node`, with the taps where there is a slot for them. Unless the velocity is `needed`,
         a step without a slot costs nothing."""
 
         def with_taps(buffers):
-            velocity, captured = evaluate(x, node, step_key, taps)
+            velocity, captured = evaluate(x, node, scale, step_key, taps)
             return velocity if needed else None, record(buffers, captured, slot)
 
         def without(buffers):
-            return evaluate(x, node, step_key)[0] if needed else None, buffers
+            return evaluate(x, node, scale, step_key)[0] if needed else None, buffers
 
         if captures.every:
             return with_taps(buffers)
@@ -286,13 +274,15 @@ def _run_clips(
 
     def body(carry, scanned):
         x, memory, buffers, failed_at = carry
-        step, slot, number = scanned
+        (step, slot, number), scale = scanned
         step_key = None if key is None else jax.random.fold_in(key, number)
+        if noise_keys is not None:
+            step = step._replace(noise=jax.vmap(white_noise, (0, None, 0))(noise_keys, number, x))
 
         def velocity(x, sigma, label):
-            return evaluate(x, Node(sigma, label), step_key)[0]
+            return evaluate(x, Node(sigma, label), scale, step_key)[0]
 
-        start, buffers = read(x, solver.start_node(step), step_key, slot, buffers, needed=solver.evaluates_start)
+        start, buffers = read(x, solver.start_node(step), scale, step_key, slot, buffers, needed=solver.evaluates_start)
         x, memory = solver.step(velocity, x, start, step, memory)
         bad = ~jnp.isfinite(x).all(range(1, x.ndim))
         return (x, memory, buffers, jnp.where((failed_at < 0) & bad, number, failed_at)), None
@@ -300,18 +290,32 @@ def _run_clips(
     first = jax.tree.map(lambda leaf: leaf[0], scanned[0])
     last = jax.tree.map(lambda leaf: leaf[-1], scanned[0])
     first_key = None if key is None else jax.random.fold_in(key, 0)
+    first_scale, last_scale = (None, None) if scales is None else (scales[0], scales[-1])
     buffers = {}
     if captures.count and sink is None:
-        shapes = jax.eval_shape(lambda: evaluate(latents, first.start, first_key, taps)[1])
+        shapes = jax.eval_shape(lambda: evaluate(latents, first.start, first_scale, first_key, taps)[1])
         buffers = {name: jnp.zeros((captures.count, *shape.shape), shape.dtype) for name, shape in shapes.items()}
-    memory = solver.init(lambda x, *node: evaluate(x, Node(*node), first_key)[0], latents, first)
+    memory = solver.init(lambda x, *node: evaluate(x, Node(*node), first_scale, first_key)[0], latents, first)
     carry = (latents, memory, buffers, jnp.full(batch, -1, jnp.int32))
-    (x, _, buffers, failed_at), _ = jax.lax.scan(body, carry, scanned)
+    (x, _, buffers, failed_at), _ = jax.lax.scan(body, carry, (scanned, scales))
     if captures.end:
         last_key = None if key is None else jax.random.fold_in(key, len(scanned[1]))
-        captured = evaluate(x, last.end, last_key, taps)[1]
+        captured = evaluate(x, last.end, last_scale, last_key, taps)[1]
         buffers = record(buffers, captured, jnp.int32(captures.count - 1))
     return x, buffers, failed_at
+
+
+def _clip_keys(key: jax.Array, batch: int) -> jax.Array:
+    """A key for each clip's noise, [batch], so that it does not depend on which device the clip is on."""
+    if _is_batched(key):
+        if key.shape != (batch,):
+            raise ConfigError(f"key must be one key or one a clip, [{batch}], got {key.shape}")
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, _NOISE), jnp.arange(batch))
+
+
+def _is_batched(key: jax.Array) -> bool:
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
 
 
 def _announce(pipeline, latents: jax.Array, cond: Conditioning, taps: tuple[Tap, ...], plan: Plan) -> None:
@@ -325,49 +329,3 @@ def _announce(pipeline, latents: jax.Array, cond: Conditioning, taps: tuple[Tap,
             "tap %s keeps every token: %d captures of %s %s, %.3f GB",
             name, len(plan.nodes), list(shape.shape), shape.dtype, size / 1e9,
         )  # fmt: skip
-
-
-def _check_start(latents: jax.Array, plan: Plan) -> None:
-    finite = _finite(latents)
-    if isinstance(finite, jax.core.Tracer):
-        return
-    clips = np.flatnonzero(~np.asarray(finite))
-    if len(clips):
-        sigma = _number(plan.sigmas[0])
-        raise DivergedError(
-            f"the latents of clip(s) {_list(clips)} of the batch are not finite before step 0, at sigma "
-            f"{sigma:g}; look at the video and at its encoding",
-            clips.tolist(), 0, sigma, None,
-        )  # fmt: skip
-
-
-def _check_end(trajectory: Trajectory) -> None:
-    """The only wait for the device in a run."""
-    if isinstance(trajectory.failed_at, jax.core.Tracer):
-        return
-    failed_at = np.asarray(trajectory.failed_at)
-    clips = np.flatnonzero(failed_at >= 0)
-    if len(clips):
-        step = int(failed_at[clips].min())
-        first = clips[failed_at[clips] == step]
-        sigma, end = (_number(trajectory.sigmas[i]) for i in (step, step + 1))
-        raise DivergedError(
-            f"the state of clip(s) {_list(first)} of the batch became non-finite in step {step} of "
-            f"{len(trajectory.sigmas) - 1}, from sigma {sigma:g} to {end:g}"
-            + (f"; clip(s) {_list(clips)} in all" if len(clips) > len(first) else "")
-            + "; a bfloat16 model or a large step may overflow: try dtype=float32 or more steps",
-            clips.tolist(), step, sigma, trajectory,
-        )  # fmt: skip
-
-
-@jax.jit
-def _finite(x: jax.Array) -> jax.Array:
-    return jnp.isfinite(x).all(range(1, x.ndim))
-
-
-def _number(sigma: Any) -> float:
-    return float("nan") if isinstance(sigma, jax.core.Tracer) else float(sigma)
-
-
-def _list(clips: np.ndarray) -> str:
-    return ", ".join(map(str, clips[:8])) + (", ..." if len(clips) > 8 else "")

@@ -104,6 +104,7 @@ def make_plan(
     tokens: int | None = None,
     up: bool,
     rounded: bool,
+    start_sigma: float | None = None,
     reads: bool = False,
     capture_at: Sequence[int] | None = None,
     capture_sigmas: Sequence[float] | None = None,
@@ -116,6 +117,7 @@ def make_plan(
     tokens : positions T' H' W' of the latents, on which the grids of some schedules depend.
     up : from clean to noise; a grid must go that way.
     rounded : tell the network the scheduler's timesteps, not the states' own.
+    start_sigma : start there instead: what the grid has before it is left out.
     reads : whether there are taps. Without `capture_at` and `capture_sigmas` they read at every step.
     capture_at : steps of the grid as it is before `capture_sigmas` are put in; -1 is the last step and the
         number of steps is the grid's end.
@@ -127,9 +129,9 @@ def make_plan(
     """
     traced = isinstance(sigmas, jax.core.Tracer)
     if traced:
-        if rounded or capture_sigmas is not None:
+        if rounded or capture_sigmas is not None or start_sigma is not None:
             raise ConfigError(
-                "a traced sigmas grid cannot be rounded to scheduler timesteps nor take capture_sigmas: "
+                "a traced sigmas grid cannot be rounded to scheduler timesteps nor take capture_sigmas or start_sigma: "
                 'pass a concrete one (close over it), or labels="sigma" and capture_at'
             )
         grid = sigmas
@@ -137,6 +139,7 @@ def make_plan(
         grid = _directed(
             schedule.grid(steps, tokens=tokens) if sigmas is None else check_grid(sigmas), sigmas is None, up
         )
+        grid = grid if start_sigma is None else _from(grid, start_sigma)
     if not reads and (capture_at is not None or capture_sigmas is not None):
         raise ConfigError("capture_at and capture_sigmas say where taps read, but there are no taps=")
 
@@ -168,6 +171,16 @@ def _directed(grid: np.ndarray, own: bool, up: bool) -> np.ndarray:
     if grid.min() < 0 or grid.max() > 1:
         raise ConfigError(f"sigmas must lie in [0, 1], got {grid.min()} to {grid.max()}")
     return grid
+
+
+def _from(grid: np.ndarray, start_sigma: float) -> np.ndarray:
+    """The rising grid from `start_sigma` on."""
+    low, high = grid[0], grid[-1]
+    if not low - SAME <= start_sigma < high - SAME:
+        raise ConfigError(f"start_sigma={start_sigma} must lie on the grid, from {low} to below {high}")
+    near = int(np.argmin(np.abs(grid - start_sigma)))
+    start = grid[near] if abs(grid[near] - start_sigma) <= SAME else float(start_sigma)
+    return np.append(start, grid[grid > start])
 
 
 def _steps(capture_at: Sequence[int] | None, size: int) -> np.ndarray:

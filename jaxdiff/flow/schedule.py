@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import ConfigError
+from jaxdiff.flow.multistep import UniPC
+from jaxdiff.flow.solvers import Euler, Solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Schedule(abc.ABC):
     SHIFT_KEY: ClassVar[str] = "shift"
     # What the reference assumes when the key is absent.
     DEFAULTS: ClassVar[dict[str, Any]] = {}
+    # The key of a field that is not named like it.
+    KEY_OF: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self):
         if not self.shift > 0 or self.num_train_timesteps < 1:
@@ -64,7 +68,7 @@ class Schedule(abc.ABC):
         name = config.get("_class_name")
         if name not in SCHEDULERS:
             raise ConfigError(f"unknown scheduler class {name!r}; {_hint(name, SCHEDULERS)}")
-        cls = SCHEDULERS[name]
+        cls = KARRAS[name] if name in KARRAS and config.get("use_karras_sigmas") else SCHEDULERS[name]
         for key, value in config.items():
             if not key.startswith("_") and key not in cls.KEYS:
                 raise ConfigError(f"{name}: unknown key {key!r}={value!r}; {_hint(key, cls.KEYS)}")
@@ -73,7 +77,8 @@ class Schedule(abc.ABC):
             if value not in allowed:
                 raise ConfigError(f"{name}: {key}={value!r} is not supported; only {' or '.join(map(repr, allowed))}")
         own = {field.name for field in dataclasses.fields(cls)} - {"shift", "num_train_timesteps"}
-        values = {key: config[key] for key in own if config.get(key) is not None}
+        keys = {field: cls.KEY_OF.get(field, field) for field in own}
+        values = {field: _hashable(config[key]) for field, key in keys.items() if config.get(key) is not None}
         try:
             return cls(
                 float(config.get(cls.SHIFT_KEY, cls.DEFAULTS.get(cls.SHIFT_KEY, 1.0))),
@@ -104,6 +109,11 @@ class Schedule(abc.ABC):
         if not (np.diff(sigmas.astype(np.float32)) < 0).all():
             raise ConfigError(f"{type(self).__name__} with {self}: {steps} steps are too many to tell apart")
         return sigmas
+
+    @property
+    def solver(self) -> Solver:
+        """The scheduler's own steps, with which `jaxdiff.sample` makes what the published pipeline makes."""
+        return Euler()
 
     def timestep(self, label):
         """What the network is told at `label`, in its own units (0..1000). NumPy in, NumPy out; JAX in, JAX
@@ -157,15 +167,44 @@ class Schedule(abc.ABC):
         return self.shift * s / (1 + (self.shift - 1) * s)
 
 
+class TruncatedFlow(Schedule):
+    """Timesteps that are ``1000 sigma`` cut to integers."""
+
+    SHIFT_KEY: ClassVar[str] = "flow_shift"
+
+    def rounded(self, sigmas):
+        """Labels of integer timesteps: ``1000 sigma`` cut off, and 999 at sigma 1."""
+        sigmas = np.minimum(np.asarray(sigmas, np.float64), 1 - 1e-6)
+        timesteps = np.trunc(sigmas * self.num_train_timesteps)
+        return (timesteps / self.num_train_timesteps).astype(np.float32)
+
+    def timestep(self, label):
+        """``1000 label``; within a rounding error of an integer it is that integer, as the reference sends
+        it.
+        """
+        t = super().timestep(label)
+        xp = jnp if isinstance(label, jax.Array) else np
+        # For ten of the integers below 1000 no float32 label times 1000 gives the integer itself.
+        missed = xp.round(t) - t
+        missed = xp.where(abs(missed) <= self.num_train_timesteps * np.finfo(np.float32).eps, missed, 0)
+        return t + (jax.lax.stop_gradient(missed) if xp is jnp else missed)
+
+
 @dataclasses.dataclass(frozen=True)
-class UniPCFlow(Schedule):
+class UniPCFlow(TruncatedFlow):
     """`UniPCMultistepScheduler` with ``use_flow_sigmas``: the grid of the published Wan folders.
 
     ``s = linspace(1, 1 / 1000, steps + 1)[:-1]``, shifted; sigma 1 becomes 1 - 1e-6; then 0. Timesteps are
     ``1000 sigma`` cut to integers, so the first is 999.
+
+    Parameters
+    ----------
+    solver_order, disable_corrector : of the scheduler's own steps, `UniPC`.
     """
 
-    SHIFT_KEY: ClassVar[str] = "flow_shift"
+    solver_order: int = 2
+    disable_corrector: tuple[int, ...] = ()
+
     KEYS: ClassVar[frozenset[str]] = frozenset(
         {
             "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "solver_order",
@@ -186,35 +225,37 @@ class UniPCFlow(Schedule):
         "shift_terminal": (None,),
         "thresholding": (False, None),
         "final_sigmas_type": ("zero",),
+        "solver_order": (2, 1),
+        "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # the scheduler takes the last three for the first
+        "predict_x0": (True,),
+        "lower_order_final": (True,),
+        "solver_p": (None,),
     }
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "prediction_type": "epsilon",
         "use_flow_sigmas": False,
         "final_sigmas_type": "zero",
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "lower_order_final": True,
     }
+
+    @property
+    def solver(self) -> Solver:
+        """`UniPC`."""
+        return UniPC(self.solver_order, self.disable_corrector)
+
+    @property
+    def sigma_max(self) -> float:
+        """1 - 1e-6, in place of sigma 1 whatever the shift."""
+        return 1 - 1e-6
 
     def _sampler_sigmas(self, steps, tokens):
         sigmas = self._shifted(np.linspace(1, 1 / self.num_train_timesteps, steps + 1)[:-1])
         if abs(sigmas[0] - 1) < 1e-6:
             sigmas[0] -= 1e-6
         return sigmas
-
-    def rounded(self, sigmas):
-        """Labels of integer timesteps: ``1000 sigma`` cut off, and 999 at sigma 1."""
-        sigmas = np.minimum(np.asarray(sigmas, np.float64), 1 - 1e-6)
-        timesteps = np.trunc(sigmas * self.num_train_timesteps)
-        return (timesteps / self.num_train_timesteps).astype(np.float32)
-
-    def timestep(self, label):
-        """``1000 label``; within a rounding error of an integer it is that integer, as the reference sends
-        it.
-        """
-        t = super().timestep(label)
-        xp = jnp if isinstance(label, jax.Array) else np
-        # For ten of the integers below 1000 no float32 label times 1000 gives the integer itself.
-        missed = xp.round(t) - t
-        missed = xp.where(abs(missed) <= self.num_train_timesteps * np.finfo(np.float32).eps, missed, 0)
-        return t + (jax.lax.stop_gradient(missed) if xp is jnp else missed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +365,14 @@ SCHEDULERS: dict[str, type[Schedule]] = {
     "UniPCMultistepScheduler": UniPCFlow,
     "FlowMatchEulerDiscreteScheduler": FlowMatchEuler,
 }
+
+
+# The same classes with ``use_karras_sigmas``, which is another grid.
+KARRAS: dict[str, type[Schedule]] = {}
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _hint(name: Any, known) -> str:

@@ -14,6 +14,9 @@ name            step                                                         ord
 `AB2`           x + h ((1 + r/2) v_i - r/2 v_{i-1}), r = h_i / h_{i-1}       2      1
 `FixedPoint`    y = x + h v(y, s_{i+1}), iterated                            1      iterations
 `DDIMLabel`     x + h v(x, s_i; s_{i+1})                                     1      1
+`UniPC`         see `jaxdiff.flow.multistep`                                 3      1
+`DPMpp2M`       see `jaxdiff.flow.multistep`                                 2      1
+`DPMpp2MSDE`    the same with noise added at every step                      1      1
 ==============  ===========================================================  =====  ===========
 """
 
@@ -39,11 +42,15 @@ class Node(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a grid, or, with array leaves [steps], all of them."""
+    """One step of a grid, or, with array leaves [steps], all of them.
+
+    `noise` is standard normal, of the state's tree and shapes, and only there for solvers that are `stochastic`.
+    """
 
     start: Node
     middle: Node
     end: Node
+    noise: Any = None
 
     @property
     def size(self):
@@ -62,6 +69,7 @@ class Solver:
     first_evaluations : further evaluations, once, before the first step.
     evaluates_start : the step's first evaluation is at the start state, at `start_node`; the caller makes it
         and hands it in, so that it can read the network's states there at no cost.
+    stochastic : every step is given noise; such a solver goes down only.
     """
 
     name: ClassVar[str]
@@ -69,6 +77,7 @@ class Solver:
     evaluations: ClassVar[int] = 1
     first_evaluations: ClassVar[int] = 0
     evaluates_start: ClassVar[bool] = True
+    stochastic: ClassVar[bool] = False
 
     def start_node(self, step: Step) -> Node:
         """Where the start state is evaluated: its own place, unless the solver shifts the label."""
@@ -243,6 +252,8 @@ class FixedPoint(Solver):
         return advance(x, step.size, v), v
 
 
+# `jaxdiff.flow` imports the module that adds the multistep solvers, so the registry is complete whenever anything of the
+# flow is in use.
 SOLVERS: dict[str, Solver] = {
     solver.name: solver for solver in (Euler(), Heun(), Midpoint(), FireFlow(), AB2(), FixedPoint(), DDIMLabel())
 }
@@ -268,6 +279,28 @@ def as_solver(solver: str | Solver) -> Solver:
             f"solver must be a name ({', '.join(SOLVERS)}) or a solver object like FixedPoint(20), got {solver!r}"
         )
     return solver
+
+
+def is_stochastic(solver: Solver, *, up: bool) -> bool:
+    """Whether the solver needs noise at every step.
+
+    Raises
+    ------
+    ConfigError : it does, and the grid goes up: noise cannot be taken out again.
+    """
+    stochastic = getattr(solver, "stochastic", False)
+    if stochastic and up:
+        ways = ", ".join(name for name, other in SOLVERS.items() if not other.stochastic)
+        raise ConfigError(f"{solver.name} adds noise at every step and only goes down; for an inversion choose {ways}")
+    return stochastic
+
+
+def white_noise(key: jax.Array, number: jax.Array, x: State) -> State:
+    """The noise of step `number`: standard normal, like x, every leaf its own."""
+    leaves, tree = jax.tree.flatten(x)
+    keys = jax.random.split(jax.random.fold_in(key, number), len(leaves))
+    drawn = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, drawn)
 
 
 def advance(x: State, h, v: State) -> State:

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import ConfigError
+from jaxdiff.flow.multistep import DPMpp2MSDE
 from jaxdiff.flow.schedule import SCHEDULERS, Schedule
+from jaxdiff.flow.solvers import Solver
 
 
 @dataclasses.dataclass(frozen=True)
 class VariancePreserving(Schedule):
-    """`CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`: v-prediction, zero terminal SNR, trailing timesteps.
+    """`CogVideoXDDIMScheduler`: v-prediction, zero terminal SNR, trailing timesteps.
 
     With ``n = alpha + s = ((1 - sigma)^2 + sigma^2)^(-1/2)`` and the network's ``v = alpha noise - s x0``::
 
@@ -114,6 +116,15 @@ class VariancePreserving(Schedule):
         return self.sigmas[np.round(ends).astype(int) - 1]
 
 
+class VariancePreservingSDE(VariancePreserving):
+    """`CogVideoXDPMScheduler`: the same field and grid, sampled with `DPMpp2MSDE`."""
+
+    @property
+    def solver(self) -> Solver:
+        """`DPMpp2MSDE`."""
+        return DPMpp2MSDE()
+
+
 @functools.lru_cache(maxsize=16)
 def _sigmas(schedule: VariancePreserving) -> np.ndarray:
     roots = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.num_train_timesteps)
@@ -136,4 +147,4 @@ def _norm(x: jax.Array, sigma: Any) -> tuple[jax.Array, jax.Array]:
 
 
 # `jaxdiff.flow` imports this module, so the registry is complete whenever anything of the flow is in use.
-SCHEDULERS.update({"CogVideoXDDIMScheduler": VariancePreserving, "CogVideoXDPMScheduler": VariancePreserving})
+SCHEDULERS.update({"CogVideoXDDIMScheduler": VariancePreserving, "CogVideoXDPMScheduler": VariancePreservingSDE})

@@ -10,6 +10,6 @@
 
 from jaxdiff.kernels.attention import attention, attention_with_frame_map
 from jaxdiff.kernels.convolution import conv2d
-from jaxdiff.kernels.rope import rope_3d, rotate_pairs
+from jaxdiff.kernels.rope import rope_3d, rotate_halves, rotate_pairs
 
-__all__ = ["attention", "attention_with_frame_map", "conv2d", "rope_3d", "rotate_pairs"]
+__all__ = ["attention", "attention_with_frame_map", "conv2d", "rope_3d", "rotate_halves", "rotate_pairs"]

@@ -41,3 +41,10 @@ def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = jnp.asarray(cos)[..., None, :], jnp.asarray(sin)[..., None, :]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1).reshape(x.shape).astype(x.dtype)
+
+
+def rotate_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`rotate_pairs` in the split layout: channel i turns with channel i + d / 2."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    cos, sin = jnp.asarray(cos)[..., None, :], jnp.asarray(sin)[..., None, :]
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1).astype(x.dtype)

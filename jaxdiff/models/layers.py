@@ -64,13 +64,18 @@ class RMSNorm(nnx.Module):
 class MLP(nnx.Module):
     """Two linear layers with an activation between: [..., inputs] -> [..., hidden] -> [..., outputs]."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation, *, bias: bool = True, rngs: nnx.Rngs):
         self.activation = activation
-        self.into = Linear(inputs, hidden, rngs=rngs)
-        self.out = Linear(hidden, outputs, rngs=rngs)
+        self.into = Linear(inputs, hidden, bias=bias, rngs=rngs)
+        self.out = Linear(hidden, outputs, bias=bias, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.out(self.activation(self.into(x)))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU by the error function, exactly."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:

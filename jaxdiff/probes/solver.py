@@ -360,9 +360,13 @@ def _fit_sets(x, wanted, labels, train, penalties, *, exact=False, weights):
 
 
 def _sets_at_once(clips: int, columns: int, features: int) -> int:
-    """How many sets one call takes: enough that arithmetic, not dispatch, is what takes time."""
+    """How many sets one call takes on this backend.
+
+    On a CPU one: batched, its eigendecomposition and its QR share their work among the very threads that run them, and
+    when both run at once on two cores each waits for a thread that the other holds, for ever (jaxlib 0.10).
+    """
     if jax.default_backend() == "cpu":
-        return int(np.clip(2**14 // (clips * columns), 1, 16))
+        return 1
     return int(np.clip(2**31 // (8 * clips * columns * 12 + 4 * clips * features * 4), 1, 64))
 
 

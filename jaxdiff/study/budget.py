@@ -5,13 +5,14 @@ import time
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import MissingDataError
 from jaxdiff.flow import invert
 from jaxdiff.mesh import data_mesh, data_size, replicate, shard_batch
 from jaxdiff.pipeline import Pipeline
+from jaxdiff.study.reading import continuing
 from jaxdiff.workdir import Workdir, dump_json
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def seconds_per_clip(pipeline: Pipeline, cond: Conditioning, config: "StudyConfi
     pipeline, cond = replicate(pipeline, mesh), replicate(cond, mesh)
     clips = reading.clips_per_device * data_size(mesh)
     size = config.size or 32
-    shape = jax.eval_shape(
-        pipeline.encode, jax.ShapeDtypeStruct((clips, config.frames, size, size, 3), jnp.uint8)
-    ).shape
+    video = np.zeros((clips, config.frames, size, size, 3), np.uint8)
+    shape = jax.eval_shape(pipeline.encode, video).shape
     latents = shard_batch(jax.random.normal(jax.random.key(0), shape), mesh)
+    cond = continuing(pipeline, cond, shard_batch(video, mesh))
 
     def timed() -> float:
         start = time.monotonic()

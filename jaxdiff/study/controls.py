@@ -1,5 +1,7 @@
 """The control models of a study."""
 
+import dataclasses
+
 import jax
 
 from jaxdiff.models.network import Network
@@ -15,17 +17,19 @@ def untrained(pipeline: Pipeline, seed: int) -> Pipeline:
     hardly changes its input, and the control would be the input again. One is added to every gate, so that all
     blocks mix tokens at full strength.
     """
-    trained = pipeline.transformer
+    second = pipeline.transformer_2
+    return dataclasses.replace(
+        pipeline,
+        transformer=_untrained(pipeline.transformer, seed),
+        transformer_2=None if second is None else _untrained(second, seed + 1),
+    )
+
+
+def _untrained(trained: Network, seed: int) -> Network:
     params = Network.init(trained.module, trained.config, seed).params
     blocks = dict(params["blocks"])
     for row in GATES:
         blocks["modulation"] = blocks["modulation"].at[:, row].add(1.0)
     params = dict(params, blocks=blocks)
     params = jax.tree.map(lambda new, old: jax.device_put(new.astype(old.dtype), old.sharding), params, trained.params)
-    return Pipeline(
-        transformer=trained.replace(params),
-        family=pipeline.family,
-        schedule=pipeline.schedule,
-        vae=pipeline.vae,
-        text_encoder=pipeline.text_encoder,
-    )
+    return trained.replace(params)

@@ -117,8 +117,9 @@ def read_noised(
     with open_store(pipeline, clips, reading, folder, places, {**(metadata or {}), "seed": seed}) as store:
         todo = [i for i in range(len(clips)) if i not in store.finished()]
         with progress(title, len(clips), done=len(clips) - len(todo)) as task:
-            for batch, latents in Batches(pipeline, clips, reading, mesh, todo, encoded=encoded):
-                captured, loss = _noised(pipeline, latents, cond, sigmas, jax.random.key(seed), taps=taps)
+            batches = Batches(pipeline, clips, reading, mesh, todo, encoded=encoded)
+            for batch, latents, told in batches.conditioned(cond):
+                captured, loss = _noised(pipeline, latents, told, sigmas, jax.random.key(seed), taps=taps)
                 store.write(batch.clip_ids, captured)
                 records = [{"surprise": [float(f"{v:.7g}") for v in loss[:, i]]} for i in range(loss.shape[1])]
                 store.finish(batch.clip_ids, records)

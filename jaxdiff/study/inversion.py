@@ -17,7 +17,7 @@ from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
 from jaxdiff.report import write_report
 from jaxdiff.report.study import ClipView, Curve, Fidelity, FrameAttention, Measure, Study
-from jaxdiff.study.reading import Reading, invert_clips
+from jaxdiff.study.reading import Reading, continuing, invert_clips
 from jaxdiff.taps import Tap
 from jaxdiff.workdir import Workdir
 
@@ -178,11 +178,12 @@ def measure(
                 stride=reading.stride,
             )
             latents = pipeline.encode(jnp.asarray(video[None]))
+            told = continuing(pipeline, cond, video[None])
             middle = reading.steps // 2
             trajectory = invert(
                 pipeline,
                 latents,
-                cond,
+                told,
                 steps=reading.steps,
                 solver=reading.solver,
                 taps=(tap,),
@@ -190,7 +191,7 @@ def measure(
             )
             sigma = float(trajectory.capture_sigmas[0])
             maps.append(np.asarray(trajectory.captured["map"])[0, :, 0])
-            back = fidelity.reconstruct(pipeline, trajectory, cond)
+            back = fidelity.reconstruct(pipeline, trajectory, told)
             error = fidelity.round_trip(latents, back)
             rows["latent"].append(float(error["round_trip_rms"][0]) / float(jnp.sqrt(jnp.mean(latents**2))))
             decoded = np.asarray(pipeline.decode(back))[0]
@@ -199,7 +200,7 @@ def measure(
             rows["psnr"].append(psnr(source, decoded))
             rows["vae"].append(psnr(source, plain))
             grid, errors = fidelity.convergence_curve(
-                pipeline, latents, cond, steps=reading.steps, solver=reading.solver
+                pipeline, latents, told, steps=reading.steps, solver=reading.solver
             )
             rows["convergence"].append(np.asarray(errors)[:, 0])
             views.append(ClipView(clip.name, video, decoded, psnr=rows["psnr"][-1]))

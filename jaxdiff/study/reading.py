@@ -151,6 +151,16 @@ class Batches:
         for batch in micro_batches(zip(self.todo, known, strict=True), self.reading.clips_per_device, self.mesh):
             yield batch, shard_batch(np.stack(batch.items), self.mesh)
 
+    def conditioned(self, cond: Conditioning) -> Iterator[tuple[MicroBatch, jax.Array, Conditioning]]:
+        """Yields (micro-batch, latents, conditioning): `cond`, and where the network needs an image, that every clip
+        begins with its own first frame."""
+        if not self.pipeline.family.needs_image(self.pipeline.transformer):
+            for batch, latents in self:
+                yield batch, latents, cond
+            return
+        for batch, video, latents in self.with_video():
+            yield batch, latents, continuing(self.pipeline, cond, video)
+
     def with_video(self) -> Iterator[tuple[MicroBatch, jax.Array, jax.Array]]:
         """Yields (micro-batch, video uint8 [B, T, H, W, 3], latents [B, T', H', W', C])."""
         reader = self.reading.reader([self.clips[i] for i in self.todo], self.skip_bad_clips)
@@ -160,6 +170,11 @@ class Batches:
             yield batch, video, self.pipeline.encode(video)
         names = {str(self.clips[i].path): self.clips[i].name for i in self.todo}
         self.skipped.update({names[path]: reason for path, reason in reader.skipped.items()})
+
+
+def continuing(pipeline: Pipeline, cond: Conditioning, video: jax.Array | np.ndarray) -> Conditioning:
+    """`cond`, with the first frame of the video [B, T, H, W, 3] where the network cannot do without an image."""
+    return pipeline.with_image(cond, video) if pipeline.family.needs_image(pipeline.transformer) else cond
 
 
 def invert_clips(
@@ -177,7 +192,7 @@ def invert_clips(
 ) -> tuple[ActivationStore, dict[str, str]]:
     """Invert every clip and store what the taps read.
 
-    A clip that is stored is not computed again, so an interrupted run continues; its record holds the statistics of the
+    A network that continues an image is told the first frame of each clip. A clip that is stored is not computed again, so an interrupted run continues; its record holds the statistics of the
     noise that it ended in, and its `coarse_error` if that was asked for. Latents come from `encoded` where it has them.
 
     Returns
@@ -202,11 +217,11 @@ def invert_clips(
         batches = Batches(pipeline, clips, reading, mesh, todo, skip_bad_clips, encoded)
         diverged: dict[str, str] = {}
         with progress(title, len(clips), done=len(clips) - len(todo)) as task:
-            for batch, latents in _first_compiles(batches, task):
+            for batch, latents, told in _first_compiles(batches.conditioned(cond), task):
                 ids = batch.clip_ids.copy()
                 sink = store.sink(ids, mesh) if reading.stream else None
                 try:
-                    trajectory = invert(pipeline, latents, cond, taps=taps, sink=sink, **reading.walk())
+                    trajectory = invert(pipeline, latents, told, taps=taps, sink=sink, **reading.walk())
                 except DivergedError as error:
                     trajectory = _without(error, ids, clips, diverged, skip_bad_clips)
                 if trajectory is not None and (ids != PADDING).any():
@@ -214,7 +229,7 @@ def invert_clips(
                         store.write(ids, jax.tree.map(np.asarray, trajectory.captured))
                     rows = _rows(_noise(trajectory.latents))
                     if reading.error_steps:
-                        errors = coarse_error(pipeline, latents, trajectory.latents, cond, reading)
+                        errors = coarse_error(pipeline, latents, trajectory.latents, told, reading)
                         for row, error in zip(rows, errors, strict=True):
                             row |= error
                     store.finish(ids, rows)

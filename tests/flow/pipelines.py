@@ -1,22 +1,29 @@
-"""Pipelines that the tests of the flow walk: a toy that traces in milliseconds, and a real tiny Wan."""
+"""Pipelines that the tests of the flow walk: a toy that traces in milliseconds, and a real tiny Wan; and what these tests
+share."""
 
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
 
 from jaxdiff.conditioning import Conditioning, as_conditioning
-from jaxdiff.flow import Schedule
+from jaxdiff.flow import SOLVERS, Schedule
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan.family import Wan
 from jaxdiff.models.wan.transformer import WanTransformer, WanTransformerConfig
 from jaxdiff.pipeline import Pipeline
-from jaxdiff.taps import Reader
+from jaxdiff.taps import Reader, Tap
 from tests.reference import WAN_SCHEDULER
 
 WAN = Schedule.from_config(WAN_SCHEDULER)
 LAYERS = 3
+TAPS = (Tap("block_out"), Tap("block_in", "frame_mean", blocks=(0, -1)))
+INVERTERS = [name for name, solver in SOLVERS.items() if not solver.stochastic]
+# A program's fusions differ between calls of different shape, and float32 sums with them.
+ROUNDING = {"rtol": 2e-5, "atol": 2e-5}
 
 
 class Log:
@@ -101,3 +108,26 @@ def tiny_wan(layers: int = 3) -> Pipeline:
         rope_max_seq_len=32,
     )
     return Pipeline(Network.init(WanTransformer, config, 0), Wan(), WAN)
+
+
+def close(got, want):
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], err_msg=name, **ROUNDING)
+
+
+SUNK = []
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["ids"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Sink:
+    """Takes captures to the host, the way a store does."""
+
+    ids: jax.Array
+
+    def emit(self, captured, slot):
+        def take(ids, slot, captured):
+            SUNK.append((np.asarray(ids).copy(), int(slot), jax.tree.map(np.array, captured)))
+
+        io_callback(take, None, self.ids, slot, captured, ordered=False)

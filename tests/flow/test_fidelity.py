@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.errors import ConfigError
 from jaxdiff.flow import FixedPoint, fidelity, invert
 from tests.flow.pipelines import WAN, inputs, toy
 
@@ -117,3 +118,9 @@ def test_correlations_that_do_not_exist_are_left_out():
         "noise_correlation_width",
     }
     assert all(np.isfinite(value).all() for value in got.values())
+
+
+def test_a_solver_that_adds_noise_has_no_convergence():
+    pipeline, (x, text) = toy(), inputs()
+    with pytest.raises(ConfigError, match="only goes down"):
+        fidelity.self_convergence(pipeline, x, text, steps=4, solver="dpmpp_2m_sde")

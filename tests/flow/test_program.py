@@ -126,6 +126,8 @@ def run(x, text, ids):
         pipeline, there.latents, text, guidance_scale=2.0, negative=0 * text, steps=4, taps=taps,
         capture_at=(3,)
     )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), ids)
+    noisy = sample(pipeline, there.latents, text, steps=4, solver="dpmpp_2m_sde", key=keys)
     streamed = invert(pipeline, x, text, steps=4, taps=taps, capture_at=(0, 2), sink=Sink(ids))
     jax.block_until_ready(streamed.latents)
     jax.effects_barrier()
@@ -134,6 +136,7 @@ def run(x, text, ids):
         "latents": there.latents,
         "ab2": ab2.latents,
         "back": back.latents,
+        "noisy": noisy.latents,
         "streamed": streamed.latents,
         "error": error,
         **{f"captured {name}": np.moveaxis(value, 2, 0) for name, value in there.captured.items()},

@@ -189,5 +189,8 @@ def test_the_shift_of_the_reference_is_assumed_where_the_file_has_none():
 
 def test_schedules_are_hashable_and_both_classes_are_one_field():
     schedule = Schedule.from_config(SMALL)
-    assert schedule == Schedule.from_config(SMALL | {"_class_name": "CogVideoXDPMScheduler"})
+    noisy = Schedule.from_config(SMALL | {"_class_name": "CogVideoXDPMScheduler"})
+    assert dataclasses.asdict(schedule) == dataclasses.asdict(noisy)
+    assert (schedule.solver.name, noisy.solver.name) == ("euler", "dpmpp_2m_sde")
+    assert schedule != noisy
     assert hash(schedule) == hash(dataclasses.replace(schedule))

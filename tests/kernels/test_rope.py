@@ -41,3 +41,11 @@ def test_every_clip_may_have_angles_of_its_own():
     both = kernels.rotate_pairs(x, *(np.stack(part) for part in zip(*tables, strict=True)))
     for i, table in enumerate(tables):
         np.testing.assert_array_equal(both[i], kernels.rotate_pairs(x[i : i + 1], *table)[0])
+
+
+def test_the_split_layout_is_the_paired_one_with_channels_reordered():
+    cos, sin = kernels.rope_3d((2, 2, 2), 12)
+    x = np.random.default_rng(1).standard_normal((1, 8, 2, 12)).astype(np.float32)
+    order = np.arange(12).reshape(6, 2).T.ravel()  # the first of every pair, then the second
+    ours = kernels.rotate_halves(x[..., order], cos, sin)
+    np.testing.assert_array_equal(ours, np.asarray(kernels.rotate_pairs(x, cos, sin))[..., order])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.ltx.vae import LTXVAE, LTXVAEConfig
-from jaxdiff.models.ltx.vae_layers import fold, unfold
+from jaxdiff.models.ltx.vae import LTXVAE
+from jaxdiff.models.ltx.vae_config import LTXVAEConfig
 from jaxdiff.models.network import Network
 from ports.folder import load_network
 from tests.reference import random_state, relative_error, write_component
@@ -89,18 +89,6 @@ def test_normalise_has_the_checkpoints_statistics_and_an_inverse(case):
     factor = vae.config.scaling_factor
     np.testing.assert_allclose(vae(latents, method="normalise"), (latents - mean) * factor / std, rtol=1e-5)
     np.testing.assert_allclose(vae(latents, method="denormalise"), latents * std / factor + mean, rtol=1e-5)
-
-
-@pytest.mark.parametrize("strides", [(1, 4, 4), (2, 3, 1)])
-@pytest.mark.parametrize("columns_first", [False, True])
-def test_fold_is_inverted_by_unfold(strides, columns_first):
-    x = np.random.default_rng(0).standard_normal((2, 4, 12, 12, 3)).astype(np.float32)
-    folded = fold(x, strides, columns_first=columns_first)
-    assert folded.shape == (2, 4 // strides[0], 12 // strides[1], 12 // strides[2], 3 * np.prod(strides))
-    # Channels are ordered (C, t, h, w), or (C, t, w, h).
-    offset = 1 if columns_first else strides[2]
-    assert folded[0, 0, 0, 0, np.prod(strides) + offset] == x[0, 0, 1, 0, 1]
-    np.testing.assert_array_equal(unfold(folded, strides, columns_first=columns_first), x)
 
 
 PUBLISHED = {"0.9.0": (LTXVAEConfig.v0_9_0(), 419_193_649), "0.9.1": (LTXVAEConfig.v0_9_1(), 934_976_434)}

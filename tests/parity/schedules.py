@@ -33,6 +33,12 @@ UNIPC = {
     "use_flow_sigmas": True,
     "use_karras_sigmas": False,
 }
+DPM_SOLVER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+}
 FLOW_MATCH = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 CONFIGS = [
@@ -40,5 +46,6 @@ CONFIGS = [
     *(FLOW_MATCH | {"shift": shift} for shift in (1.0, 3.0, 5.0, 7.3)),
     UNIPC | {"num_train_timesteps": 777},
     FLOW_MATCH | {"num_train_timesteps": 777},
+    *(DPM_SOLVER | {"flow_shift": shift} for shift in (1.0, 5.0)),
 ]
 CASES = list(itertools.product(range(len(CONFIGS)), STEPS))

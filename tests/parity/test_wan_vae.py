@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.models.wan.vae_layers import FrameAttention, Memory
+from jaxdiff.models.streaming import Memory
+from jaxdiff.models.wan.vae_layers import FrameAttention
 from ports.folder import load_network
 from tests.parity import wan_vae_reference as reference
 from tests.reference import relative_error
 
 LENGTHS = {f"published_{frames}": ({}, frames) for frames in (1, 5, 13)}
+LENGTHS |= {f"residual_{frames}": (reference.RESIDUAL, frames) for frames in (1, 5, 13)}
 CASES = {**reference.CASES, **LENGTHS}
 
 
@@ -26,7 +28,7 @@ def case(request, tmp_path_factory):
     """(reference model, our network, clips, what the reference said)."""
     changes, frames = CASES[request.param]
     theirs = reference.model(changes, seed=frames)
-    clip = reference.video(frames, batch=2)
+    clip = reference.video(theirs, frames, batch=2)
     return theirs, load(theirs, tmp_path_factory.mktemp("vae")), clip, reference.run(theirs, clip)
 
 
@@ -59,29 +61,36 @@ def test_normalised_latents_are_those_of_the_pipeline(case):
     assert relative_error(again, said.latents) <= 1e-6
 
 
-@pytest.fixture(scope="module")
-def layers(tmp_path_factory):
-    theirs = reference.model({}, seed=3)
-    return load(theirs, tmp_path_factory.mktemp("vae")), reference.run_layers(theirs, reference.video(9))
+LAYERS = {"plain": ({}, reference.PLAIN_LAYERS), "residual": (reference.RESIDUAL, reference.RESIDUAL_LAYERS)}
 
 
-@pytest.mark.parametrize("name", reference.LAYERS)
-def test_every_kind_of_layer_equals_diffusers_chunk_by_chunk(layers, name):
-    network, seen = layers
-    pairs = seen[name]
-    assert len(pairs) == 3  # one frame, then one latent frame a chunk
+@pytest.fixture(scope="module", params=LAYERS)
+def layers(request, tmp_path_factory):
+    """(network, name there -> name here, name there -> its inputs and outputs)."""
+    changes, names = LAYERS[request.param]
+    theirs = reference.model(changes, seed=3)
+    seen = reference.run_layers(theirs, names, reference.video(theirs, 9))
+    return load(theirs, tmp_path_factory.mktemp("vae")), names, seen
+
+
+def test_every_kind_of_layer_equals_diffusers_chunk_by_chunk(layers):
+    network, names, seen = layers
 
     @jax.jit
     def run(network, inputs):
-        layer, state, outputs = network.bind(), None, []
-        for part in reference.LAYERS[name].split("."):
-            layer = operator.getitem(layer, int(part)) if part.isdigit() else getattr(layer, part)
-        for x in inputs:
-            memory = Memory(state)
-            outputs.append(layer(x) if isinstance(layer, FrameAttention) else layer(x, memory))
-            state = memory.state
+        outputs = {}
+        for name, chunks in inputs.items():
+            layer, state, outputs[name] = network.bind(), None, []
+            for part in names[name].split("."):
+                layer = operator.getitem(layer, int(part)) if part.isdigit() else getattr(layer, part)
+            for x in chunks:
+                memory = Memory(state)
+                outputs[name].append(layer(x) if isinstance(layer, FrameAttention) else layer(x, memory))
+                state = memory.state
         return outputs
 
-    ours = run(network, [jnp.asarray(x) for x, _ in pairs])
-    for got, (_, expected) in zip(ours, pairs, strict=True):
-        assert relative_error(got, expected) <= 1e-5
+    ours = run(network, {name: [jnp.asarray(x) for x, _ in pairs] for name, pairs in seen.items()})
+    for name, pairs in seen.items():
+        assert len(pairs) == 3, name  # one frame, then one latent frame a chunk
+        for got, (_, expected) in zip(ours[name], pairs, strict=True):
+            assert relative_error(got, expected) <= 1e-5, name

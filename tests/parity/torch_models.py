@@ -55,7 +55,9 @@ def save_wan(folder: Path, transformer: WanTransformer3DModel, vae: AutoencoderK
 
 
 @torch.no_grad()
-def run_wan(model: WanTransformer3DModel, latents, timestep, text) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def run_wan(
+    model: WanTransformer3DModel, latents, timestep, text, image=None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The reference's output, channels last, and what leaves each site of each block, [L, B, S, D]."""
     sites: dict[str, list[np.ndarray]] = {}
 
@@ -79,6 +81,7 @@ def run_wan(model: WanTransformer3DModel, latents, timestep, text) -> tuple[np.n
         torch.from_numpy(latents).permute(0, 4, 1, 2, 3).to(dtype),
         torch.from_numpy(timestep),
         torch.from_numpy(text).to(dtype),
+        None if image is None else torch.from_numpy(image).to(dtype),
         return_dict=False,
     )[0]
     for hook in hooks:

@@ -191,3 +191,18 @@ def test_no_loop_ends_by_float_arithmetic_that_its_body_might_round_otherwise(ex
     for loop in loops:
         inputs = [v.aval.dtype for e in loop.params["cond_jaxpr"].jaxpr.eqns for v in e.invars]
         assert not any(jnp.issubdtype(dtype, jnp.floating) for dtype in inputs)
+
+
+def test_few_clips_of_many_features_do_not_wait_for_each_other(run_python):
+    # Batched on a CPU, the decompositions of several sets once held all of its threads and waited for one more.
+    code = """
+import numpy as np
+from jaxdiff.probes import solver
+x = np.random.default_rng(0).standard_normal((4, 48, 1536))
+y, train = np.tile([False, True], 24), np.arange(48) % 5 != np.arange(5)[:, None]
+for _ in range(8):
+    for _, fits in solver.fit_all(x, y, train, np.array([1.0, 100.0])):
+        assert np.all(fits.gaps <= solver.TOLERANCE)
+print("done")
+"""
+    assert run_python(code).strip() == "done"

@@ -1,6 +1,7 @@
 """How a pipeline of the CogVideoX family is driven: what its conditioning must be, and how its network is called."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
 from jaxdiff.models.cogvideox.transformer import check_size
+from jaxdiff.models.family import Family, check_image_latents
 from jaxdiff.models.network import Network
 from jaxdiff.models.text.prompt import TextConvention
 
@@ -15,7 +17,7 @@ OFS = 2.0  # what the published pipeline of CogVideoX 1.5 tells the network, alw
 
 
 @dataclasses.dataclass(frozen=True)
-class CogVideoX:
+class CogVideoX(Family):
     """CogVideoX 1.0 and 1.5, text to video or (`image_to_video`) from a first frame.
 
     The network predicts v in the variance-preserving coordinates of its schedule, which also turns it into the velocity
@@ -28,6 +30,28 @@ class CogVideoX:
     @property
     def name(self) -> str:
         return "cogvideox_i2v" if self.image_to_video else "cogvideox"
+
+    def needs_image(self, transformer: Network) -> bool:
+        return self.image_to_video
+
+    def image_fields(
+        self, pipeline: Any, first: jax.Array, last: jax.Array | None, tokens: jax.Array | None, frames: int
+    ) -> dict[str, jax.Array]:
+        """`Conditioning.image_latents`, see `image_latents`; for CogVideoX 1.5 of the padded number of latent frames."""
+        if not self.image_to_video or last is not None:
+            raise ConfigError(f"this CogVideoX checkpoint takes no {'image' if last is None else 'last_image'}")
+        patch = pipeline.transformer.config.patch[0]
+        count = 1 + (frames - 1) // pipeline.vae.config.temporal_stride
+        return {"image_latents": image_latents(pipeline.vae, first, -(-count // patch) * patch)}
+
+    def example(self, transformer: Network, latents_shape: tuple[int, ...]) -> Conditioning:
+        config = transformer.config
+        text: Any = jax.ShapeDtypeStruct((1, config.max_text_seq_length, config.text_embed_dim), jnp.float32)
+        if not self.image_to_video:
+            return Conditioning(text=text)
+        shape = (1, *latents_shape[1:4], config.in_channels - config.out_channels)
+        image: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return Conditioning(text=text, image_latents=image)
 
     def validate(self, transformer: Network, latents_shape: tuple[int, ...], cond: Conditioning) -> None:
         """Raise a `ConfigError` that names the first thing that does not fit."""
@@ -51,7 +75,7 @@ class CogVideoX:
             raise ConfigError(f"text embeddings must be [{batch} or 1, N, {config.text_embed_dim}], got {text.shape}")
         check_size(config, latents_shape, text.shape[1])
         if self.image_to_video:
-            _check_image(cond.image_latents, (*latents_shape[:4], image_channels))
+            check_image_latents(cond.image_latents, (*latents_shape[:4], image_channels))
         extra = cond.extra or {}
         if set(extra) - {"ofs"}:
             raise ConfigError(f"Conditioning.extra of CogVideoX 1.5 may hold 'ofs', got {', '.join(sorted(extra))}")
@@ -95,13 +119,3 @@ def image_latents(vae: Network, image: jax.Array, frames: int) -> jax.Array:
     module = vae.bind()
     mean, _ = jnp.split(module.encode(image[:, None]).astype(jnp.float32), 2, axis=-1)
     return jnp.pad(module.normalise_image(mean), ((0, 0), (0, frames - 1), (0, 0), (0, 0), (0, 0)))
-
-
-def _check_image(latents: jax.Array | None, shape: tuple[int, ...]) -> None:
-    if latents is None:
-        raise ConfigError(
-            "this checkpoint continues an image: give Conditioning.image_latents, "
-            "jaxdiff.models.cogvideox.image_latents(pipeline.vae, first_frame, frames)"
-        )
-    if latents.shape not in (shape, (1, *shape[1:])):
-        raise ConfigError(f"image_latents must be {[shape[0], *shape[1:]]} (or of batch 1), got {latents.shape}")

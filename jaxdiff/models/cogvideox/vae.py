@@ -13,9 +13,9 @@ from flax import nnx
 
 from jaxdiff.errors import ConfigError
 from jaxdiff.models.cogvideox.vae_layers import ConditionedNorm, Downsample, GroupNorm, Memory, ResidualBlock, Upsample
+from jaxdiff.models.convolutions import CausalConv3d
 from jaxdiff.models.layers import ConfigFromDict
-from jaxdiff.models.wan.vae import check_video, stream
-from jaxdiff.models.wan.vae_layers import CausalConv3d
+from jaxdiff.models.streaming import check_video, stream
 
 # Video frames, and latent frames, that the network was trained to see at once; constants of the reference.
 VIDEO_CHUNK = 8
@@ -217,7 +217,7 @@ class CogVideoXVAE(nnx.Module):
         ------
         ConfigError : the video's shape does not fit the strides.
         """
-        check_video("CogVideoXVAE", video.shape, self.config)
+        check_video("CogVideoXVAE", video.shape, self.config.in_channels, self.config)
         return stream(self.encoder, video, VIDEO_CHUNK, first=_first(video.shape[1], VIDEO_CHUNK), memory=Memory)
 
     def decode(self, latents: jax.Array, *, clamp: bool = True) -> jax.Array:

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdiff.models import streaming
+from jaxdiff.models.convolutions import CausalConv3d, Conv2d
 from jaxdiff.models.layers import Linear
-from jaxdiff.models.wan import vae_layers as wan
-from jaxdiff.models.wan.vae_layers import CausalConv3d, Conv2d
 
 CONDITIONED_EPS = 1e-6  # of the norms that latents modulate; a constant of the reference
 
 
-class Memory(wan.Memory):
+class Memory(streaming.Memory):
     """What the causal layers remember between two chunks; before the first one, copies of the first frame."""
 
     def recall(self, like: jax.Array, frames: int) -> jax.Array:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.ltx.vae import STRIDES
+from jaxdiff.models.family import Family
+from jaxdiff.models.ltx.vae_config import STRIDES
 from jaxdiff.models.network import Network
 from jaxdiff.models.text.prompt import TextConvention
 
@@ -15,7 +16,7 @@ FPS = 25.0  # the published pipelines' default
 
 
 @dataclasses.dataclass(frozen=True)
-class LTX:
+class LTX(Family):
     """LTX-Video text to video. The network predicts the velocity of the flow itself, in flow coordinates.
 
     Parameters

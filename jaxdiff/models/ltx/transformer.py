@@ -229,42 +229,47 @@ class LTXTransformer(nnx.Module):
         return x.reshape(*latents.shape[:-1], -1), captured
 
 
-def rotary(positions: tuple, width: int) -> tuple[jax.Array, jax.Array]:
+def rotary(
+    positions: tuple, width: int, extents: tuple[float, ...] = EXTENT, frequencies: np.ndarray | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of LTX's rotary embedding, over the whole width instead of a head's.
 
     The angle of frequency f at position p of an axis is ``f (2 p / extent - 1)``, with p in seconds or pixels, f from
-    pi/2 to 10000 pi/2 in equal ratios, and channels ordered (frequency, axis). Channels that six does not divide come
-    first and do not turn.
+    pi/2 to 10000 pi/2 in equal ratios, and channels ordered (frequency, axis). Channels that twice the number of axes
+    does not divide come first and do not turn.
 
     Angles reach 15,000, where float32 resolves 1e-3. Their rounding therefore shows in the result, and every operation
     is the reference's, in its order and precision.
 
     Parameters
     ----------
-    positions : float32 [T'] or [B, T'] seconds, [H'] pixels, [W'] pixels
+    positions : float32 [T'] or [B, T'] seconds, [H'] pixels, [W'] pixels; or any other number of axes
     width : D, even
+    extents : a position of 1 along each axis
+    frequencies : float32 [D // (2 axes)]; None: LTX-Video's, which are rounded on the way
 
     Returns
     -------
     cos, sin : float32 [T' H' W', D / 2], or [B, T' H' W', D / 2] where the clips have times of their own.
     """
-    count = width // 6
-    frequencies = _frequencies(count)
+    axes = len(positions)
+    count = width // (2 * axes)
+    frequencies = _frequencies(count) if frequencies is None else frequencies
     grid = tuple(p.shape[-1] for p in positions)
     tables = []
-    for axis, (position, extent) in enumerate(zip(positions, EXTENT, strict=True)):
+    for axis, (position, extent) in enumerate(zip(positions, extents, strict=True)):
         # XLA makes a product of a division by a constant, unless it cannot see that it is one.
         position = position / jax.lax.optimization_barrier(jnp.full_like(position, extent))
         angle = (position * 2 - 1)[..., None] * frequencies  # [size, count], or [B, size, count]
-        shape = [1, 1, 1, count]
+        shape = [1] * axes + [count]
         shape[axis] = grid[axis]
         tables.append(angle.reshape(*angle.shape[:-2], *shape))
-    lead = tables[0].shape[:-4]
-    still = (width - 6 * count) // 2
+    lead = tables[0].shape[: -axes - 1]
+    still = (width - 2 * axes * count) // 2
 
     def over_the_grid(function, fill):
-        axes = [jnp.broadcast_to(function(table), (*lead, *grid, count)) for table in tables]
-        x = jnp.stack(axes, -1).reshape(*lead, -1, 3 * count)
+        turned = [jnp.broadcast_to(function(table), (*lead, *grid, count)) for table in tables]
+        x = jnp.stack(turned, -1).reshape(*lead, -1, axes * count)
         return jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (still, 0)], constant_values=fill)
 
     return over_the_grid(jnp.cos, 1.0), over_the_grid(jnp.sin, 0.0)

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdiff.models.convolutions import Strides, conv3d, fold, unfold
 from jaxdiff.models.layers import MLP, LayerNorm, Linear, RMSNorm, timestep_embedding
-from jaxdiff.models.wan.vae_layers import conv3d
 
-Strides = tuple[int, int, int]
 TIME_FEATURES = 256  # sinusoidal features of the timestep; a constant of the reference
 NORM_EPS = 1e-8  # of the norms without a gain, likewise
 
@@ -33,7 +32,10 @@ class Conv3d(nnx.Module):
     """3x3x3 convolution: kernel [3, 3, 3, in, out], bias [out]; `stride` along all three axes.
 
     In time it sees two earlier frames if `causal`, else one on each side; missing ones are copies of the nearest.
+    With `reflect` (LTX-2's decoder, which has no strides) frames are mirrored at their edges instead of padded by zeros.
     """
+
+    reflect = False
 
     def __init__(self, inputs: int, outputs: int, *, causal: bool, stride: int = 1, rngs: nnx.Rngs):
         self.causal, self.stride = causal, stride
@@ -45,7 +47,10 @@ class Conv3d(nnx.Module):
         kernel = self.kernel[...]
         first, last = x[:, :1], x[:, -1:]
         x = jnp.concatenate([first, first, x] if self.causal else [first, x, last], axis=1)
+        if self.reflect:
+            x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         y = conv3d(x.astype(kernel.dtype), kernel, self.stride, self.stride)
+        y = y[:, :, 1:-1, 1:-1] if self.reflect else y
         return y + self.bias[...].astype(y.dtype)
 
 
@@ -170,24 +175,6 @@ class Upsample(nnx.Module):
             skip = unfold(x, strides)
             y = y + jnp.tile(skip, y.shape[-1] // skip.shape[-1])
         return y[:, 1:]
-
-
-def fold(x: jax.Array, strides: Strides, *, columns_first: bool = False) -> jax.Array:
-    """[B, T, H, W, C] -> [B, T/t, H/h, W/w, C t h w], the new channels ordered (C, t, h, w); (C, t, w, h) with
-    `columns_first`."""
-    (t, h, w), (batch, frames, height, width, channels) = strides, x.shape
-    x = x.reshape(batch, frames // t, t, height // h, h, width // w, w, channels)
-    inner = (2, 6, 4) if columns_first else (2, 4, 6)
-    return x.transpose(0, 1, 3, 5, 7, *inner).reshape(batch, frames // t, height // h, width // w, -1)
-
-
-def unfold(x: jax.Array, strides: Strides, *, columns_first: bool = False) -> jax.Array:
-    """The inverse of `fold`."""
-    (t, h, w), (batch, frames, height, width, _) = strides, x.shape
-    inner = (t, w, h) if columns_first else (t, h, w)
-    x = x.reshape(batch, frames, height, width, -1, *inner)
-    order = (0, 1, 5, 2, 7, 3, 6, 4) if columns_first else (0, 1, 5, 2, 6, 3, 7, 4)
-    return x.transpose(order).reshape(batch, frames * t, height * h, width * w, -1)
 
 
 def _volume(strides: Strides) -> int:

@@ -52,14 +52,18 @@ class TextEncoder:
 
     Parameters
     ----------
-    folder : checkpoint folder with text_encoder/ and tokenizer/.
+    folder : the checkpoint's folder.
     dtype : name of the dtype that the weights are read in.
     mesh : where they are placed; None: the default device.
+    encoder : where in the folder the encoder is: a folder with config.json and weights, or a file of weights.
+    tokenizer : where in it the tokenizer's folder is.
     """
 
     folder: Path
     dtype: str
     mesh: jax.sharding.Mesh | None = None
+    encoder: str = "text_encoder"
+    tokenizer: str = "tokenizer"
 
     def embed(
         self,
@@ -100,12 +104,12 @@ class TextEncoder:
             file = None if cache is None else cache / _name(key, convention, length, prompt)
             row = None if file is None else _read(file, length)
             if row is None:
-                tokenizer = tokenizer or tokenizers.Tokenizer(self.folder / "tokenizer")
+                tokenizer = tokenizer or tokenizers.Tokenizer(self.folder / self.tokenizer)
                 ids, real = tokenizer(convention.clean(prompt), length)
                 network = network or load(self)
                 if ids.max() >= network.config.vocab_size:
                     raise ConfigError(
-                        f"{self.folder}: tokenizer/ gives the id {ids.max()}, but text_encoder/ has embeddings for "
+                        f"{self.folder}: {self.tokenizer} gives the id {ids.max()}, but {self.encoder} has embeddings for "
                         f"{network.config.vocab_size} tokens; they belong to different checkpoints"
                     )
                 mask = np.arange(length) < real
@@ -127,13 +131,15 @@ class TextEncoder:
 
         Raises
         ------
-        CheckpointError : text_encoder/ or tokenizer/ is missing or cannot be read.
+        CheckpointError : the encoder or the tokenizer is missing or cannot be read.
         """
         digest = hashlib.sha256(f"{VERSION} {self.dtype}".encode())
-        for part in ("tokenizer", "text_encoder"):
+        for part in (self.tokenizer, self.encoder):
             folder = self.folder / part
             try:
-                for file in sorted(path for path in folder.iterdir() if path.is_file()):
+                for file in (
+                    [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+                ):
                     digest.update(f"\0{part}/{file.name}\0".encode())
                     _hash(file, digest)
             except OSError as error:

@@ -1,31 +1,31 @@
-"""The causal video VAE of Wan 2.1 in Flax, evaluated a few frames at a time.
+"""The causal video VAEs of Wan 2.1 and 2.2 in Flax, evaluated a few frames at a time.
 
 Reference: Wan, arXiv 2503.20314, section 4.1; numerics follow `AutoencoderKLWan` of diffusers, which the parity suite
 compares with, tensor by tensor.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.errors import ConfigError
+from jaxdiff.models.convolutions import CausalConv3d, Strides, fold, unfold
 from jaxdiff.models.layers import ConfigFromDict, Linear
+from jaxdiff.models.streaming import Memory, check_video, stream
 from jaxdiff.models.wan.vae_layers import (
-    CausalConv3d,
     ChannelNorm,
     Downsample,
-    Memory,
     MiddleBlock,
     ResidualBlock,
     Upsample,
+    fold_mean,
+    repeat_unfold,
 )
 
-# Statistics of the latents of Wan 2.1, from its published configuration.
+# Statistics of the latents of Wan 2.1 and of Wan 2.2, from the published configurations.
 _MEAN = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
     *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
@@ -34,19 +34,36 @@ _STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
+_MEAN_2_2 = (
+    *(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557),
+    *(-0.1382, 0.0542, 0.2813, 0.0891, 0.157, -0.0098, 0.0375, -0.1825),
+    *(-0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502),
+    *(-0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.123),
+    *(-0.0313, -0.1649, 0.0117, 0.0723, -0.2839, -0.2083, -0.052, 0.3748),
+    *(0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
+)
+_STD_2_2 = (
+    *(0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.499, 0.4818, 0.5013),
+    *(0.8158, 1.0344, 0.5894, 1.0901, 0.6885, 0.6165, 0.8454, 0.4978),
+    *(0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659),
+    *(0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093),
+    *(0.5709, 0.6065, 0.6415, 0.4944, 0.5726, 1.2042, 0.5458, 1.6887),
+    *(0.3971, 1.06, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class WanVAEConfig(ConfigFromDict):
     """Architecture numbers, named (and spelled) as in the published vae/config.json.
 
-    The strides follow from `dim_mult` and `temperal_downsample`; `scale_factor_temporal` and `scale_factor_spatial`
-    are carried along for other readers of the file. `dropout` acts in training only and is not applied here.
+    The strides follow from `dim_mult`, `temperal_downsample` and `patch_size`; `scale_factor_temporal` and
+    `scale_factor_spatial` are carried along for other readers of the file. `dropout` acts in training only and is not
+    applied here. `in_channels` and `out_channels` are those of a patch.
 
     Raises
     ------
-    ConfigError : a Wan 2.2 architecture (`is_residual`, `patch_size`), attention outside the middle block
-        (`attn_scales`), or lists whose lengths do not agree.
+    ConfigError : attention outside the middle block (`attn_scales`), lists whose lengths do not agree, or widths that
+        the patches or the residual resampling cannot divide.
     """
 
     base_dim: int = 96
@@ -67,12 +84,8 @@ class WanVAEConfig(ConfigFromDict):
     scale_factor_spatial: int | None = 8
 
     def __post_init__(self):
-        for key, plain in (("is_residual", (False,)), ("patch_size", (None, 1)), ("attn_scales", ((),))):
-            if getattr(self, key) not in plain:
-                raise ConfigError(
-                    f"WanVAE: {key}={getattr(self, key)!r} is not supported (Wan 2.1 has {plain[0]!r}; is_residual and "
-                    "patch_size belong to the VAE of Wan 2.2)"
-                )
+        if self.attn_scales:
+            raise ConfigError(f"WanVAE: attn_scales={self.attn_scales!r} is not supported, only () as published")
         expected = {
             "temperal_downsample": len(self.dim_mult) - 1,
             "latents_mean": self.z_dim,
@@ -84,6 +97,21 @@ class WanVAEConfig(ConfigFromDict):
                     f"WanVAE: {key} has {len(getattr(self, key))} entries and needs {length} "
                     f"(dim_mult={self.dim_mult}, z_dim={self.z_dim})"
                 )
+        for key in ("in_channels", "out_channels"):
+            if getattr(self, key) % self.patch**2:
+                raise ConfigError(
+                    f"WanVAE: {key}={getattr(self, key)} must be a multiple of patch_size**2={self.patch**2}: a patch "
+                    "holds that many pixels"
+                )
+        if self.is_residual:
+            bad = [(a, b) for a, b, temporal in self.encoder_levels if a * math.prod(strides(temporal)) % b]
+            # The last level of the decoder has no shortcut.
+            bad += [(a, b) for a, b, temporal in self.decoder_levels[:-1] if b * math.prod(strides(temporal)) % a]
+            if bad:
+                raise ConfigError(
+                    f"WanVAE: is_residual cannot resample from {bad[0][0]} to {bad[0][1]} channels: one must divide the "
+                    "other times the strides"
+                )
 
     @property
     def temporal_stride(self) -> int:
@@ -93,12 +121,49 @@ class WanVAEConfig(ConfigFromDict):
     @property
     def spatial_stride(self) -> int:
         """Pixels per latent pixel, along each axis."""
-        return 2 ** (len(self.dim_mult) - 1)
+        return self.patch * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def patch(self) -> int:
+        """Pixels along each side of the squares that the network takes for one pixel."""
+        return self.patch_size or 1
+
+    @property
+    def encoder_levels(self) -> tuple[tuple[int, int, bool | None], ...]:
+        """For each level its input's width, its output's width, and whether it halves the frames as well as height and
+        width (None: neither)."""
+        widths = [self.base_dim * m for m in (1, *self.dim_mult)]
+        return tuple(zip(widths, widths[1:], (*self.temperal_downsample, None), strict=False))
+
+    @property
+    def decoder_levels(self) -> tuple[tuple[int, int, bool | None], ...]:
+        """The same, with doubling for halving. Where upsampling is not residual it has halved the next input's width."""
+        base = self.decoder_base_dim or self.base_dim
+        outputs = [base * m for m in self.dim_mult[::-1]]
+        shrink = 1 if self.is_residual else 2
+        inputs = [outputs[0], *(width // shrink for width in outputs)]
+        return tuple(zip(inputs, outputs, (*self.temperal_downsample[::-1], None), strict=False))
 
     @classmethod
     def wan2_1(cls) -> "WanVAEConfig":
         """The VAE of every Wan 2.1 checkpoint (and of Wan 2.2 A14B): 126,892,531 parameters, strides 4, 8, 8."""
         return cls()
+
+    @classmethod
+    def wan2_2(cls) -> "WanVAEConfig":
+        """The VAE of Wan 2.2 TI2V-5B: 704,688,668 parameters, strides 4, 16, 16."""
+        return cls(
+            base_dim=160,
+            decoder_base_dim=256,
+            z_dim=48,
+            latents_mean=_MEAN_2_2,
+            latents_std=_STD_2_2,
+            is_residual=True,
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+            scale_factor_spatial=16,
+        )
 
     @classmethod
     def nano(cls) -> "WanVAEConfig":
@@ -114,24 +179,53 @@ class WanVAEConfig(ConfigFromDict):
         )
 
 
-class Encoder(nnx.Module):
-    """Video chunk [B, t, H, W, in_channels] -> moments [B, t', H', W', 2 z_dim], before the last 1x1x1 layer."""
+def strides(temporal: bool | None) -> Strides:
+    """Of a level in time, height and width; None: it does not resample."""
+    return (1, 1, 1) if temporal is None else (1 + temporal, 2, 2)
 
-    def __init__(self, config: WanVAEConfig, *, rngs: nnx.Rngs):
-        widths = [config.base_dim * m for m in (1, *config.dim_mult)]
-        self.conv_in = CausalConv3d(config.in_channels, widths[0], (3, 3, 3), rngs=rngs)
-        blocks: list[ResidualBlock | Downsample] = []
-        for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
-            for j in range(config.num_res_blocks):
-                blocks.append(ResidualBlock(outputs if j else inputs, outputs, rngs=rngs))
-            if i < len(config.temperal_downsample):
-                blocks.append(Downsample(outputs, config.temperal_downsample[i], rngs=rngs))
-        self.down_blocks = nnx.List(blocks)
-        self.mid_block = MiddleBlock(widths[-1], rngs=rngs)
-        self.norm_out = ChannelNorm(widths[-1])
-        self.conv_out = CausalConv3d(widths[-1], 2 * config.z_dim, (3, 3, 3), rngs=rngs)
+
+class DownBlock(nnx.Module):
+    """Residual blocks, a downsampling (None: there is none), and a shortcut around them that has no parameters."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int, temporal: bool | None, *, rngs: nnx.Rngs):
+        self.outputs, self.strides = outputs, strides(temporal)
+        self.resnets = nnx.List([ResidualBlock(outputs if j else inputs, outputs, rngs=rngs) for j in range(depth)])
+        self.downsample = None if temporal is None else Downsample(outputs, temporal, rngs=rngs)
 
     def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
+        shortcut = fold_mean(x, self.outputs, self.strides)
+        for block in self.resnets:
+            x = block(x, memory)
+        return shortcut + (x if self.downsample is None else self.downsample(x, memory))
+
+
+class Encoder(nnx.Module):
+    """Video chunk [B, t, H, W, 3] -> moments [B, t', H', W', 2 z_dim], before the last 1x1x1 layer.
+
+    The blocks of a level are one `DownBlock` if the configuration is residual, else they stand in one list with those
+    of the other levels, as in the checkpoint.
+    """
+
+    def __init__(self, config: WanVAEConfig, *, rngs: nnx.Rngs):
+        self.patch = config.patch
+        self.conv_in = CausalConv3d(config.in_channels, config.base_dim, (3, 3, 3), rngs=rngs)
+        depth, last = config.num_res_blocks, config.encoder_levels[-1][1]
+        blocks: list[DownBlock | ResidualBlock | Downsample] = []
+        for inputs, outputs, temporal in config.encoder_levels:
+            if config.is_residual:
+                blocks.append(DownBlock(inputs, outputs, depth, temporal, rngs=rngs))
+                continue
+            blocks += [ResidualBlock(outputs if j else inputs, outputs, rngs=rngs) for j in range(depth)]
+            if temporal is not None:
+                blocks.append(Downsample(outputs, temporal, rngs=rngs))
+        self.down_blocks = nnx.List(blocks)
+        self.mid_block = MiddleBlock(last, rngs=rngs)
+        self.norm_out = ChannelNorm(last)
+        self.conv_out = CausalConv3d(last, 2 * config.z_dim, (3, 3, 3), rngs=rngs)
+
+    def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
+        if self.patch > 1:
+            x = fold(x, (1, self.patch, self.patch), columns_first=True)
         x = self.conv_in(x, memory)
         for block in self.down_blocks:
             x = block(x, memory)
@@ -140,48 +234,54 @@ class Encoder(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """`num_res_blocks + 1` residual blocks, then an upsampling (None: the last block has none)."""
+    """Residual blocks, then an upsampling (None: the last block has none).
 
-    def __init__(self, inputs: int, outputs: int, depth: int, temporal: bool | None, *, rngs: nnx.Rngs):
+    The upsampling halves the width; with `residual` it keeps it, and a shortcut without parameters leads around all.
+    """
+
+    def __init__(self, inputs: int, outputs: int, depth: int, temporal: bool | None, residual: bool, *, rngs: nnx.Rngs):
+        self.outputs, self.strides, self.residual = outputs, strides(temporal), residual
         self.resnets = nnx.List([ResidualBlock(outputs if j else inputs, outputs, rngs=rngs) for j in range(depth)])
-        self.upsample = None if temporal is None else Upsample(outputs, temporal, rngs=rngs)
+        width = outputs if residual else outputs // 2
+        self.upsample = None if temporal is None else Upsample(outputs, width, temporal, rngs=rngs)
 
     def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
+        before = x
         for block in self.resnets:
             x = block(x, memory)
-        return x if self.upsample is None else self.upsample(x, memory)
+        if self.upsample is None:
+            return x
+        x = self.upsample(x, memory)
+        if not self.residual:
+            return x
+        shortcut = repeat_unfold(before, self.outputs, self.strides)
+        return x + (shortcut[:, self.strides[0] - 1 :] if memory.empty else shortcut)  # the first frame is not doubled
 
 
 class Decoder(nnx.Module):
-    """Latent chunk [B, t', H', W', z_dim] -> video chunk [B, t, H, W, out_channels], not clamped."""
+    """Latent chunk [B, t', H', W', z_dim] -> video chunk [B, t, H, W, 3], not clamped."""
 
     def __init__(self, config: WanVAEConfig, *, rngs: nnx.Rngs):
-        base = config.decoder_base_dim or config.base_dim
-        widths = [base * m for m in (config.dim_mult[-1], *config.dim_mult[::-1])]
-        temporal = (*config.temperal_downsample[::-1], None)
-        self.conv_in = CausalConv3d(config.z_dim, widths[0], (3, 3, 3), rngs=rngs)
-        self.mid_block = MiddleBlock(widths[0], rngs=rngs)
+        self.patch = config.patch
+        first, last = config.decoder_levels[0][0], config.decoder_levels[-1][1]
+        self.conv_in = CausalConv3d(config.z_dim, first, (3, 3, 3), rngs=rngs)
+        self.mid_block = MiddleBlock(first, rngs=rngs)
+        depth, residual = config.num_res_blocks + 1, config.is_residual
         self.up_blocks = nnx.List(
             [
-                # An upsampling halves the width, so every block but the first starts from half of it.
-                UpBlock(
-                    widths[i] // 2 if i else widths[i],
-                    widths[i + 1],
-                    config.num_res_blocks + 1,
-                    temporal[i],
-                    rngs=rngs,
-                )
-                for i in range(len(temporal))
+                UpBlock(inputs, outputs, depth, temporal, residual, rngs=rngs)
+                for inputs, outputs, temporal in config.decoder_levels
             ]
         )
-        self.norm_out = ChannelNorm(widths[-1])
-        self.conv_out = CausalConv3d(widths[-1], config.out_channels, (3, 3, 3), rngs=rngs)
+        self.norm_out = ChannelNorm(last)
+        self.conv_out = CausalConv3d(last, config.out_channels, (3, 3, 3), rngs=rngs)
 
     def __call__(self, x: jax.Array, memory: Memory) -> jax.Array:
         x = self.mid_block(self.conv_in(x, memory), memory)
         for block in self.up_blocks:
             x = block(x, memory)
-        return self.conv_out(x, memory, before=self.norm_out.silu)
+        x = self.conv_out(x, memory, before=self.norm_out.silu)
+        return unfold(x, (1, self.patch, self.patch), columns_first=True) if self.patch > 1 else x
 
 
 class WanVAE(nnx.Module):
@@ -222,7 +322,7 @@ class WanVAE(nnx.Module):
 
         Parameters
         ----------
-        video : [B, T, H, W, in_channels] float in [-1, 1]; ``T = 1 + k * temporal_stride``, H and W multiples of
+        video : [B, T, H, W, 3] float in [-1, 1]; ``T = 1 + k * temporal_stride``, H and W multiples of
             `spatial_stride`.
         chunk : latent frames computed at a time. More need more memory and give the same result up to rounding.
 
@@ -236,7 +336,7 @@ class WanVAE(nnx.Module):
         ConfigError : the video's shape does not fit the strides.
         """
         config = self.config
-        check_video("WanVAE", video.shape, config)
+        check_video("WanVAE", video.shape, config.in_channels // config.patch**2, config)
         return self.to_moments(stream(self.encoder, video, chunk * config.temporal_stride))
 
     def decode(self, latents: jax.Array, *, clamp: bool = True, chunk: int = 1) -> jax.Array:
@@ -250,7 +350,7 @@ class WanVAE(nnx.Module):
 
         Returns
         -------
-        [B, 1 + (T' - 1) * temporal_stride, H, W, out_channels] in the weights' dtype
+        [B, 1 + (T' - 1) * temporal_stride, H, W, 3] in the weights' dtype
 
         Raises
         ------
@@ -279,53 +379,3 @@ class WanVAE(nnx.Module):
 
 def _identity(_: jax.Array, shape: tuple[int, int], dtype) -> jax.Array:
     return jnp.eye(*shape, dtype=dtype)
-
-
-def stream(
-    network: Callable[[jax.Array, Any], jax.Array],
-    x: jax.Array,
-    chunk: int,
-    *,
-    first: int = 1,
-    memory: type[Memory] = Memory,
-) -> jax.Array:
-    """Run a causal network over [B, T, ...]: the `first` frames, then `chunk` frames at a time, then what is left.
-
-    The network is called as ``network(frames, memory)``; an instance of `memory` hands each chunk what its layers kept
-    of the one before.
-    """
-
-    def step(state, frames):
-        past = memory(state)
-        y = network(frames, past)
-        return past.state, y  # a state is complete only after the network has run
-
-    state, y = step(None, x[:, :first])
-    parts = [y]
-    count, rest = divmod(x.shape[1] - first, chunk)
-    if count:
-        chunks = x[:, first : first + count * chunk].reshape(x.shape[0], count, chunk, *x.shape[2:])
-        state, y = jax.lax.scan(step, state, jnp.moveaxis(chunks, 1, 0))
-        y = jnp.moveaxis(y, 0, 1)
-        parts.append(y.reshape(y.shape[0], count * y.shape[2], *y.shape[3:]))
-    if rest:
-        parts.append(step(state, x[:, -rest:])[1])
-    return jnp.concatenate(parts, axis=1)
-
-
-def check_video(name: str, shape: tuple[int, ...], config: Any) -> None:
-    """Raise a `ConfigError` for a video [B, T, H, W, in_channels] that does not fit the configuration's strides."""
-    if len(shape) != 5 or shape[-1] != config.in_channels:
-        raise ConfigError(f"{name}.encode: video must be [B, T, H, W, {config.in_channels}], got {shape}")
-    frames, stride = shape[1], config.temporal_stride
-    if frames < 1 or (frames - 1) % stride:
-        fits = 1 + (max(frames, 1) - 1) // stride * stride
-        raise ConfigError(
-            f"{name}.encode: {frames} frames do not fit {stride}k+1; the nearest lengths that do are {fits} and "
-            f"{fits + stride}"
-        )
-    if any(n < 1 or n % config.spatial_stride for n in shape[2:4]):
-        raise ConfigError(
-            f"{name}.encode: frames of {shape[2]}x{shape[3]} pixels do not fit: height and width must be multiples of "
-            f"{config.spatial_stride}"
-        )

@@ -1,0 +1,102 @@
+"""A mid-sized abstract pipeline of every family, as deep as one likes: for compiling, not for running."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.subject import SCHEDULER
+from jaxdiff.conditioning import Conditioning
+from jaxdiff.flow.schedule import Schedule
+from jaxdiff.models.cogvideox.transformer import CogVideoXTransformerConfig
+from jaxdiff.models.cosmos.transformer import CosmosTransformerConfig
+from jaxdiff.models.ltx.transformer import LTXTransformerConfig
+from jaxdiff.models.network import Network
+from jaxdiff.models.wan.transformer import WanTransformerConfig
+from jaxdiff.pipeline import Pipeline
+from ports.families import FAMILIES
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
+COGVIDEOX = {
+    "_class_name": "CogVideoXDDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "set_alpha_to_one": True,
+    "snr_shift_scale": 3.0,
+    "timestep_spacing": "trailing",
+}
+# Pipeline class -> configuration of so many layers, latents [B, T', H', W', C], scheduler.
+DEPTHS: dict[str, tuple[Callable[[int], Any], tuple[int, ...], dict[str, Any]]] = {
+    "WanPipeline": (
+        lambda layers: WanTransformerConfig(
+            num_attention_heads=4, attention_head_dim=64, ffn_dim=1024, text_dim=128, num_layers=layers
+        ),
+        (1, 5, 16, 16, 16),
+        SCHEDULER,
+    ),
+    "WanImageToVideoPipeline": (
+        lambda layers: WanTransformerConfig(
+            num_attention_heads=4,
+            attention_head_dim=64,
+            in_channels=36,
+            ffn_dim=1024,
+            text_dim=128,
+            num_layers=layers,
+            image_dim=128,
+            added_kv_proj_dim=256,
+        ),
+        (1, 5, 16, 16, 16),
+        SCHEDULER,
+    ),
+    "CogVideoXPipeline": (
+        lambda layers: CogVideoXTransformerConfig(
+            num_attention_heads=4, text_embed_dim=128, num_layers=layers, use_rotary_positional_embeddings=True
+        ),
+        (1, 5, 16, 16, 16),
+        COGVIDEOX,
+    ),
+    "LTXPipeline": (
+        lambda layers: LTXTransformerConfig(
+            num_attention_heads=4, cross_attention_dim=256, caption_channels=128, num_layers=layers
+        ),
+        (1, 5, 8, 8, 128),
+        FLOW,
+    ),
+    "Cosmos2VideoToWorldPipeline": (
+        lambda layers: CosmosTransformerConfig(
+            in_channels=17,
+            num_attention_heads=4,
+            attention_head_dim=64,
+            text_embed_dim=128,
+            num_layers=layers,
+            extra_pos_embed_type=None,
+        ),
+        (1, 5, 16, 16, 16),
+        FLOW | {"use_karras_sigmas": True},
+    ),
+}
+
+
+def uncovered() -> set[str]:
+    """Transformers that can be loaded and that no pipeline here has."""
+
+    def modules(names):
+        return {port.module.__name__ for name in names for port in FAMILIES[name].ports["transformer"].values()}
+
+    return modules(FAMILIES) - modules(DEPTHS)
+
+
+def abstract(name: str, layers: int) -> tuple[Pipeline, jax.ShapeDtypeStruct, Conditioning]:
+    """A pipeline of so many layers, latents and a conditioning, all of them shapes only."""
+    make, shape, scheduler = DEPTHS[name]
+    family = FAMILIES[name]
+    (port, *_) = family.ports["transformer"].values()
+    network = Network.abstract(port.module, make(layers))
+    pipeline = Pipeline(network, family.drive, Schedule.from_config(scheduler | family.scheduler))
+    return pipeline, jax.ShapeDtypeStruct(shape, jnp.float32), family.drive.example(network, shape)
