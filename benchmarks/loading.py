@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def write(folder: Path, size: int) -> dict[str, Any]:
     width = 128 * max(1, round((size / 2 / 24 / 20) ** 0.5 / 128))  # a block has about 20 width^2 parameters
     config = WanTransformerConfig(num_attention_heads=width // 128, ffn_dim=6 * width, text_dim=width, num_layers=24)
     params = Network.abstract(WanTransformer, config).params
-    leaves, tensors = flatten(params), {}
+    leaves = flatten(params)
+    tensors: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
     for path, group in expected_names(transformer_table(config), params)[0].items():
         row = leaves[path].shape[1:] if group.rule.stacked else leaves[path].shape
         kind = np.dtype(np.float32 if group.rule.keep_float32 else ml_dtypes.bfloat16)
@@ -71,7 +73,8 @@ def write(folder: Path, size: int) -> dict[str, Any]:
         shards[-1][name] = (kind, shape)
     where = folder / "transformer"
     where.mkdir(parents=True)
-    rng, weight_map = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"diffusion_pytorch_model-{number:05d}-of-{len(shards):05d}.safetensors"
         with SafetensorsWriter(where / file, shard) as writer:
@@ -146,4 +149,5 @@ def in_a_folder(size: int) -> dict[str, Any]:
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     verb, place, *rest = sys.argv[1:]
-    print(json.dumps({"write": write, "load": load, "raw": raw}[verb](Path(place), *map(int, rest))))
+    verbs: dict[str, Callable[..., Any]] = {"write": write, "load": load, "raw": raw}
+    print(json.dumps(verbs[verb](Path(place), *map(int, rest))))
