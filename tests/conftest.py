@@ -72,3 +72,11 @@ def run_with_devices():
         return _run(code, *args, env={"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, timeout=timeout)
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Files share next to no compiled program, and two thousand tests' worth of them takes gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
