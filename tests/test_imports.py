@@ -19,7 +19,7 @@ ALLOWED = {
     # leaves: arrays, files and screens; they know nothing of models
     "kernels": FLOOR,
     "conditioning": FLOOR,
-    "data": FLOOR,
+    "data": FLOOR | {"workdir"},
     "mesh": FLOOR,
     "progress": FLOOR,
     "workdir": FLOOR,
@@ -57,6 +57,7 @@ OWNERS = {
     "chex": {"models", "flow", "train"},
     "flax": {"models", "pipeline", "ports", "train"},
     "ftfy": {"models"},
+    "h5py": {"data"},
     "matplotlib": {"report"},
     "ml_collections": {"experiments"},
     "ml_dtypes": {"ports"},

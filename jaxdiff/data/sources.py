@@ -5,6 +5,7 @@ for. Whatever is wrong with a file is an exception here; `open_clip` and `jaxdif
 names the file.
 """
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxdiff.data.packed import is_packed, packed_bytes
 from jaxdiff.data.sampling import resize, to_uint8
 from jaxdiff.errors import MissingDataError
 
@@ -107,8 +109,8 @@ class VideoFile:
     def __init__(self, path: Path):
         import av
 
-        self.path = path
-        with av.open(str(path)) as container:
+        self.path, self.packed = path, packed_bytes(path) if is_packed(path) else None
+        with av.open(self._medium()) as container:
             if not container.streams.video:
                 raise ValueError("it holds no video stream")
             stream = container.streams.video[0]
@@ -121,10 +123,13 @@ class VideoFile:
             raise ValueError(f"it is truncated: {frames} of the {claimed} frames that its header promises")
         self.info = VideoInfo(frames, height, width, float(rate) if rate else None)
 
+    def _medium(self) -> str | io.BytesIO:
+        return str(self.path) if self.packed is None else io.BytesIO(self.packed)
+
     def _decode(self) -> Iterator[Any]:
         import av
 
-        with av.open(str(self.path)) as container:
+        with av.open(self._medium()) as container:
             stream = container.streams.video[0]
             # one thread: with several, which damage is noticed depends on their timing, and with it the clips
             # that a run skips. Clips are decoded side by side instead (ClipReader).
@@ -160,9 +165,11 @@ def open_clip(path: Path) -> Source:
     MissingDataError
         If there is nothing, or nothing that can be read.
     """
-    if not path.exists():
+    if not path.exists() and not is_packed(path):
         raise MissingDataError(f"{path}: no such clip.")
     try:
+        if is_packed(path):
+            return VideoFile(path)
         if path.is_dir():
             return PictureFolder(path)
         if path.stat().st_size == 0:

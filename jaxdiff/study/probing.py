@@ -1,6 +1,5 @@
 """`experiments.probe`: a store of an earlier inversion, probed without running the model again."""
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.data.clip import Clip
+from jaxdiff.data.labelled import read_labels
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.report import probe_csv, write_report
 from jaxdiff.store import ActivationStore
@@ -19,7 +19,6 @@ from jaxdiff.study.sources import blocks_and_input
 from jaxdiff.workdir import Workdir
 
 CLIP_LABELS = "clip_labels"  # where a store's metadata holds its `label_table`; its "labels" are those of the slots
-COLUMNS = ("clip", "possible", "group", "category")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,36 +39,18 @@ def label_table(clips: Sequence[Clip]) -> list[list[Any]]:
     return [[clip.name, clip.possible, clip.group, clip.category] for clip in clips]
 
 
-def read_labels(path: Path) -> dict[str, tuple[bool, str, str]]:
-    """A csv with the columns clip, possible (0 or 1), group and category: clip -> (possible, group, category).
-
-    Raises
-    ------
-    MissingDataError : the file or a column is absent, or a label is neither 0 nor 1.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise MissingDataError(f"--labels={path} cannot be read: {error}") from None
-    missing = [name for name in COLUMNS if rows and name not in rows[0]]
-    if not rows or missing:
-        raise MissingDataError(f"--labels={path} needs the columns {', '.join(COLUMNS)}; missing: {missing or 'all'}")
-    for row in rows:
-        if row["possible"] not in ("0", "1"):
-            raise MissingDataError(f"--labels={path}: possible is {row['possible']!r} for {row['clip']}; use 0 or 1")
-    return {row["clip"]: (row["possible"] == "1", row["group"], row["category"]) for row in rows}
-
-
 def run_probe(config: ProbeConfig, workdir: Path) -> None:
     """Probe every array of the store under both protocols, with shuffled labels as the control."""
     store = ActivationStore.open(config.store)
+    table: dict[str, tuple[bool, str, str]]
     if config.labels is not None:
-        table = read_labels(config.labels)
+        table = {name: (row.possible, row.group, row.category) for name, row in read_labels(config.labels).items()}
     else:
         stored = store.metadata.get(CLIP_LABELS)
         if not stored:
-            raise ConfigError(f"{config.store} holds no labels; give --labels=FILE.csv ({', '.join(COLUMNS)})")
+            raise ConfigError(
+                f"{config.store} holds no labels; give --labels=FILE.csv (clip, possible, group, category)"
+            )
         table = {name: (bool(possible), group, category) for name, possible, group, category in stored}
     names = store.names
     kept = [i for i in sorted(store.finished()) if names[i] in table]
