@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import CheckFailed
-from jaxdiff.probes import LinearProbe, grouped_folds, linear, solver
+from jaxdiff.probes import LinearProbe, grouped_folds, linear, newton, solver
 from tests.probes.scenes import KINDS, best_intercept, features, groups_of, labels_of, objective
 
 PENALTIES = np.array([1e-2, 1.0, 1e2, 1e5])
@@ -145,7 +145,7 @@ def test_two_runs_are_bit_identical():
 
 
 def test_what_float32_cannot_finish_is_finished_in_float64(monkeypatch):
-    monkeypatch.setattr(solver, "NEWTON_LIMIT", 1)
+    monkeypatch.setattr(newton, "NEWTON_LIMIT", 1)
     # A shape that no other test compiles: the limit is part of the compiled program.
     x, y, train = features("plain", 76, 23), labels_of(76), leave_one_out(76)
     fits = fit(x, y, train)
@@ -159,7 +159,7 @@ def test_a_fit_that_does_not_converge_is_an_error(monkeypatch):
     def fail(z, label, penalty):
         raise CheckFailed(f"penalty {penalty:g}")
 
-    monkeypatch.setattr(solver, "NEWTON_LIMIT", 1)
+    monkeypatch.setattr(newton, "NEWTON_LIMIT", 1)
     monkeypatch.setattr(linear, "minimise", fail)
     x, y, train = features("plain", 76, 22), labels_of(76), leave_one_out(76)
     with pytest.raises(CheckFailed, match=r"candidate 0, column 0: penalty"):
