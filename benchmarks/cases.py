@@ -9,22 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import demo, depth, loading, program
+from benchmarks import demo, depth, loading, probes, program, published
 from benchmarks.subject import (
     MID,
     Size,
     diffusers_peer,
     forward,
     inputs,
+    products,
     random_pipeline,
 )
-from benchmarks.timing import MET, MISSED, Bar, paired
+from benchmarks.timing import MET, MIN_PAIRS, MISSED, Bar, paired
 from jaxdiff.flow import invert
+from jaxdiff.study.levels import published_steps
 from jaxdiff.taps import Tap
 
 STEPS = 4
 TIMESTEP = 700.0
 TOLERANCE = 1e-4  # both are fp32 with sums in another order
+PUBLISHED_TOLERANCE = 1e-3  # of a whole inversion
 MEANS = (Tap("block_out", "mean"),)
 
 
@@ -51,7 +54,7 @@ def compare(name: str, a: Callable, b: Callable, bar: Bar, pairs: int, witness: 
 
 
 def forward_case(size: Size, pairs: int) -> list[Row]:
-    """One forward: diffusers eager over ours, same weights, outputs compared first."""
+    """One forward: diffusers eager over ours, same weights, outputs compared first; ours over its matrix products."""
     pipeline, peer, to_numpy = diffusers_peer(size, TIMESTEP)
     ours = forward(pipeline, size, TIMESTEP)
     reference = to_numpy(peer())
@@ -61,7 +64,10 @@ def forward_case(size: Size, pairs: int) -> list[Row]:
     latents, text = map(jnp.asarray, inputs(size))
     compiled = jax.jit(lambda p, x, c: p.denoise(x, TIMESTEP, c)).lower(pipeline, latents, text).compile()
     witness = {"relative_error": float(f"{error:.3g}"), "flops_by_hand": size.flops(), **program.cost(compiled)}
-    return [compare("forward: diffusers / ours", ours, peer, Bar(1.6, at_least=True), pairs, witness)]
+    return [
+        compare("forward: diffusers / ours", ours, peer, Bar(1.6, at_least=True), pairs, witness),
+        compare("forward / its products alone", products(size), ours, Bar(1.5, at_least=False), pairs, {}),
+    ]
 
 
 def captures_case(size: Size, pairs: int) -> list[Row]:
@@ -102,6 +108,33 @@ def inversion_case(size: Size, pairs: int) -> list[Row]:
     }
     name = f"inversion of {STEPS} steps / {STEPS} forwards"
     return [compare(name, forwards, inversion, Bar(1.05, at_least=False), pairs, witness)]
+
+
+def published_case(size: Size, pairs: int) -> list[Row]:
+    """The released inversion with its captures, on diffusers with forward hooks, over ours; same weights, results compared."""
+    at = published_steps(STEPS)
+    pipeline, peer = published.peer(size, STEPS, at)
+    latents, text = map(jnp.asarray, inputs(size))
+
+    def ours():
+        run = invert(pipeline, latents, text, steps=STEPS, solver="ddim_label", taps=MEANS, capture_at=at)
+        return jax.block_until_ready(run)
+
+    theirs, mine = peer(), ours()
+    pairs_of = (theirs.features, mine.captured["block_out.mean"]), (theirs.end, mine.latents)
+    errors = [float(np.abs(a - np.asarray(b)).max() / np.abs(a).max()) for a, b in pairs_of]
+    if not max(errors) <= PUBLISHED_TOLERANCE:
+        raise AssertionError(
+            f"features and end state differ by {errors} of the largest value, more than {PUBLISHED_TOLERANCE:g}"
+        )
+    witness = {
+        "relative_errors": [float(f"{error:.3g}") for error in errors],
+        "evaluations": mine.evaluations,
+        "captures": len(at),
+        "flops_by_hand": STEPS * size.flops(),
+    }
+    name = f"published inversion, {STEPS} steps: diffusers / ours"
+    return [compare(name, ours, peer, Bar(1.6, at_least=True), pairs, witness)]
 
 
 def compile_case(size: Size, pairs: int) -> list[Row]:
@@ -156,6 +189,34 @@ def demo_case(size: Size, pairs: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def probes_case(size: Size, pairs: int) -> list[Row]:
+    """The whole grid of probes once, against scikit-learn on some of its sets."""
+    grid = probes.Grid() if size is MID else probes.TOY
+    found = probes.measure(grid)
+    fits = grid.sets * grid.repeats * grid.folds * len(probes.PENALTIES)
+    seconds = {"a_set_ours": [round(float(s), 5) for s in found.ours]}
+    rows = [
+        Row(
+            f"probes: {fits:,} fits, ours", f"{found.ours.mean() * grid.sets:.1f} s", "", "",
+            witness={"largest_gap_by_penalty": dict(zip(map(str, probes.PENALTIES), [f"{g:.1e}" for g in found.gaps], strict=True))},
+            seconds=seconds,
+        )
+    ]  # fmt: skip
+    for (name, took), bar in zip(found.peers.items(), (Bar(25, at_least=True), Bar(10, at_least=True)), strict=True):
+        ratio = found.ratio(name)
+        witness = {
+            "peer_sets_timed": len(took),
+            "peer_seconds_scaled_to_all_sets": round(float(took.mean() * grid.sets), 1),
+        }
+        rows.append(
+            Row(
+                f"probes: {name} in {probes.PROCESSES} processes / ours", str(ratio), str(bar), bar.verdict(ratio, MIN_PAIRS),
+                witness=witness, seconds=seconds | {"a_set_peer": [round(float(s), 4) for s in took]},
+            )
+        )  # fmt: skip
+    return rows
+
+
 def program_case(size: Size, pairs: int) -> list[Row]:
     """What the compiled inversion with means is made of; nothing is timed."""
     pipeline = random_pipeline(size)
@@ -197,8 +258,10 @@ CASES: dict[str, Callable[[Size, int], list[Row]]] = {
     "forward": forward_case,
     "captures": captures_case,
     "inversion": inversion_case,
+    "published": published_case,
     "compile": compile_case,
     "program": program_case,
     "loading": loading_case,
     "demo": demo_case,
+    "probes": probes_case,
 }

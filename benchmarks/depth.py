@@ -12,6 +12,7 @@ from jaxdiff.flow.schedule import Schedule
 from jaxdiff.models.cogvideox.transformer import CogVideoXTransformerConfig
 from jaxdiff.models.cosmos.transformer import CosmosTransformerConfig
 from jaxdiff.models.ltx.transformer import LTXTransformerConfig
+from jaxdiff.models.ltx2.config import LTX2TransformerConfig
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan.transformer import WanTransformerConfig
 from jaxdiff.pipeline import Pipeline
@@ -79,6 +80,20 @@ DEPTHS: dict[str, tuple[Callable[[int], Any], tuple[int, ...], dict[str, Any]]] 
         ),
         (1, 5, 16, 16, 16),
         FLOW | {"use_karras_sigmas": True},
+    ),
+    "LTX2Pipeline": (
+        lambda layers: LTX2TransformerConfig(
+            num_attention_heads=4,
+            attention_head_dim=64,
+            cross_attention_dim=256,
+            audio_num_attention_heads=4,
+            audio_attention_head_dim=32,
+            audio_cross_attention_dim=128,
+            caption_channels=128,
+            num_layers=layers,
+        ),
+        (1, 5, 8, 8, 128),
+        FLOW,
     ),
 }
 

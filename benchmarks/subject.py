@@ -1,6 +1,7 @@
 """What is timed: a mid-sized Wan transformer of ours, and the same weights in diffusers."""
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -90,15 +91,45 @@ def forward(pipeline: Pipeline, size: Size, timestep: float) -> Callable[[], jax
     return lambda: jax.block_until_ready(pipeline.denoise(latents, when, text))
 
 
-def diffusers_peer(size: Size, timestep: float) -> tuple[Pipeline, Callable[[], Any], Callable[[Any], np.ndarray]]:
-    """diffusers' eager fp32 transformer, and our pipeline loaded from the folder that it saved.
+def products(size: Size) -> Callable[[], jax.Array]:
+    """The matrix products of the blocks of one forward and nothing else, in one program: what no forward can be faster than.
 
-    Returns
-    -------
-    pipeline : ours, the same weights
-    run : one forward of the peer, in inference mode, on all cores, its inputs ready as torch tensors
-    to_numpy : the peer's output as [B, T', H', W', C]
+    Same shapes and count as in the network, each fed by the one before; the factors keep float32 in range.
     """
+    c, d = size.config, size.config.width
+    heads, head_dim = c.num_attention_heads, c.attention_head_dim
+    rng = np.random.default_rng(1)
+
+    def weights(rows, columns, count):
+        return jax.numpy.asarray(
+            rng.standard_normal((c.num_layers, count, rows, columns)) * rows**-0.5, jax.numpy.float32
+        )
+
+    stacked = (weights(d, d, 4), weights(d, d, 4), weights(d, c.ffn_dim, 1), weights(c.ffn_dim, d, 1))
+    batch = size.latents[0]
+    x, text = (rng.standard_normal((batch, n, d)).astype(np.float32) for n in (size.tokens, size.text[1]))
+    dot = functools.partial(jax.numpy.einsum, precision="highest")
+
+    def attend(x, read, w):
+        q, k, v = (
+            dot("bsd,de->bse", a, m).reshape(batch, -1, heads, head_dim)
+            for a, m in zip((x, read, read), w[:3], strict=True)
+        )
+        scores = dot("bqhd,bkhd->bhqk", q, k * head_dim**-0.5)
+        mixed = dot("bhqk,bkhd->bqhd", scores, v * read.shape[1] ** -0.5)
+        return dot("bsd,de->bse", mixed.reshape(x.shape), w[3])
+
+    def block(x, layer):
+        own, cross, up, down = layer
+        x = attend(attend(x, x, own), text, cross)
+        return dot("bsf,fd->bsd", dot("bsd,df->bsf", x, up[0]), down[0]), None
+
+    run = jax.jit(lambda x, stacked: jax.lax.scan(block, x, stacked)[0])
+    return lambda: jax.block_until_ready(run(x, stacked))
+
+
+def twins(size: Size) -> tuple[Any, Pipeline]:
+    """diffusers' fp32 transformer, every tensor random, on all cores; and our pipeline loaded from the folder that it saved."""
     import torch
     from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
@@ -124,7 +155,21 @@ def diffusers_peer(size: Size, timestep: float) -> tuple[Pipeline, Callable[[], 
         (folder / "model_index.json").write_text(json.dumps(index))
         pipeline = jaxdiff.load(folder, dtype=jax.numpy.float32)
         jax.block_until_ready(pipeline.transformer.params)
+    return model, pipeline
 
+
+def diffusers_peer(size: Size, timestep: float) -> tuple[Pipeline, Callable[[], Any], Callable[[Any], np.ndarray]]:
+    """diffusers' eager fp32 transformer, and our pipeline of the same weights.
+
+    Returns
+    -------
+    pipeline : ours
+    run : one forward of the peer, in inference mode, on all cores, its inputs ready as torch tensors
+    to_numpy : the peer's output as [B, T', H', W', C]
+    """
+    import torch
+
+    model, pipeline = twins(size)
     latents, text = map(torch.from_numpy, inputs(size))
     latents = latents.permute(0, 4, 1, 2, 3).contiguous()
     when = torch.full((size.latents[0],), timestep)

@@ -33,7 +33,9 @@ flags.disclaim_key_flags()
 GOES_ON = "Nothing already stored is lost; the same command goes on from there."
 
 
-def run_binary(run: Callable[..., int | None], config_class: type, *, workdir: bool = True) -> NoReturn:
+def run_binary(
+    run: Callable[..., int | None], config_class: type, *, workdir: bool = True, positional: str | None = None
+) -> NoReturn:
     """Parse the command line into `config_class`, call `run(config, workdir)`, and exit.
 
     Parameters
@@ -43,6 +45,7 @@ def run_binary(run: Callable[..., int | None], config_class: type, *, workdir: b
     workdir : also declare the required flag `--workdir`. It is not part of the config: a moved folder is
     still
         the same run.
+    positional : a tuple field of the config that also takes the arguments without a name.
 
     Errors are printed as one block on stderr and without a traceback, which `--debug` or JAXDIFF_DEBUG=1
     adds.
@@ -66,10 +69,12 @@ def run_binary(run: Callable[..., int | None], config_class: type, *, workdir: b
         except flags.Error as error:
             _block(str(error))
             sys.exit(1)
-        if len(rest) > 1:
+        if len(rest) > 1 and positional is not None:
+            flags.FLAGS[positional].value = [*(flags.FLAGS[positional].value or ()), *rest[1:]]
+        elif len(rest) > 1:
             _block(f"unexpected argument {rest[1]!r}; every setting is a flag, --name=value")
             sys.exit(1)
-        return rest
+        return rest[:1]
 
     def main(_: list[str]) -> NoReturn:
         if not flags.FLAGS["verbosity"].present:

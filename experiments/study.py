@@ -21,7 +21,7 @@ NANO = {
     "steps": 20,
     "clips_per_device": 48,
     "fidelity_clips": 2,
-    "published_seeds": 3,
+    "published_by_category": False,
 }
 REAL = {
     "frames": 81,
@@ -29,7 +29,7 @@ REAL = {
     "steps": 100,
     "clips_per_device": 1,
     "fidelity_clips": 4,
-    "published_seeds": 5,
+    "published_by_category": True,
 }
 
 
@@ -43,26 +43,60 @@ class Config:
         "Which defaults the flags below have: nano, for what train_backbone --config=nano made (one zero token then is "
         "the empty prompt), or real. Default: nano for --model=nano, else real.",
     )
-    dataset: str = setting("world", "world (generated scenes, written and read as IntPhys) or intphys.")
+    dataset: str = setting(
+        "world",
+        "world (generated scenes, written and read as IntPhys), intphys, intphys2, inflevel_lab, inflevel_sim, grasp, "
+        "phyworld (numbers instead of labels) or labelled (a folder of clips with a csv).",
+    )
     data_dir: Path | None = setting(None, "Folder of the data set; generated scenes go to WORKDIR/world by default.")
+    split: str | None = setting(None, "Split of the data set; default: dev of intphys, Main of intphys2.")
+    subset: bool = setting(False, "Accept a part of a published data set; else its published counts are held to.")
+    labels: Path | None = setting(
+        None, "Csv of --dataset=labelled (clip, possible, group, category); default: labels.csv in --data_dir."
+    )
+    leaking_prompt: bool = setting(
+        False, "phyworld: tell every clip's numbers in its prompt, as the published study did; the report says so."
+    )
     structureless: Path | None = setting(None, "Checkpoint folder of a structure-less control model.")
     frames: int | None = setting(None, "Frames per clip, 4k+1 for Wan; default 17 for nano, 81 else.")
     size: int | None = setting(None, "Short side and centre crop in pixels; default 32 for nano, 256 else.")
     sampling: str = setting("linspace", "linspace: frames spread over the whole clip; stride: every n-th frame.")
     stride: int = setting(1, "n of --sampling=stride.")
     steps: int | None = setting(None, "Steps of the inversion; default 20 for nano, 100 else.")
-    solver: str = setting("euler", "euler, heun, midpoint, fireflow, ab2, fixed_point, ddim_label, unipc or dpmpp_2m.")
-    taps: tuple[str, ...] = setting(("block_out.mean",), "site.reducer names, comma-separated.")
+    solver: str = setting(
+        "ab2",
+        "euler (the paper's), ddim_label (its released code's), heun, midpoint, fireflow, ab2, fixed_point, unipc or "
+        "dpmpp_2m. ab2 follows the flow several times closer than euler for the same evaluations (experiments.fidelity).",
+    )
+    taps: tuple[str, ...] = setting(
+        ("block_out.mean",),
+        "What is read, site.pooling, comma-separated: block_out, self_attention_out, cross_attention_out or mlp_out with "
+        "mean, frame_mean, grid, moments or semantic_moments; and self_attention_map.frame_map. Every site is a row of its "
+        "own; poolings of a site are chosen among inside the folds.",
+    )
     capture_sigmas: tuple[float, ...] | None = setting(
         None, "Noise levels to read at, 0 (the clean latent) among them; default: 0, 0.1, ... 0.9, or next to them."
+    )
+    capture_at: tuple[str, ...] | None = setting(
+        None, "Instead, steps of the model's own grid, 0 among them; or published: 0, 10, ... 90, 99 of 100."
+    )
+    capture_log_snr: tuple[float, ...] | None = setting(
+        None, "Instead, log signal-to-noise ratios 2 log((1 - sigma) / sigma); the clean latent is read as well."
     )
     prompt: str = setting("", "Prompt; needs the folder's text encoder.")
     text_embeddings: str | None = setting(None, "FILE.npy with embeddings [N, text_dim], or zeros; replaces --prompt.")
     clips_per_device: int | None = setting(None, "Clips at once on a device; default 48 for nano, 1 else.")
     dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")
     stream: bool = setting(False, "Write captures while the program runs.")
-    untrained: bool = setting(True, "Run the untrained control: the same network with random weights, gates open.")
-    noised: bool = setting(True, "Run the comparison without inversion, and the surprise by denoising loss.")
+    controls: tuple[str, ...] = setting(
+        ("untrained", "noised"),
+        "Controls and baselines beside the model, or all: untrained, noised, shuffled_frames and reversed read every clip "
+        "once more; gaussian, projections, moments, frame_bag, flow and difference cost little.",
+    )
+    prompt_ablation: str | None = setting(
+        None, "Invert once more with another prompt: the prompt, FILE.npy with embeddings, or zeros."
+    )
+    encoders: tuple[Path, ...] = setting((), "Folders of video encoders to set beside the model, comma-separated.")
     fidelity_clips: int | None = setting(
         None, "Clips whose round trip and self-convergence are measured; default 2 for nano, 4 else."
     )
@@ -80,17 +114,27 @@ class Config:
     outer: int = setting(5, "Outer folds.")
     inner: int = setting(4, "Inner folds.")
     repeats: int = setting(1, "Times that the outer folds are redrawn.")
-    published_seeds: int | None = setting(
-        None, "Splits of the published protocol, run beside the corrected one; 0: none. Default 3 for nano, 5 else."
+    protocol: str = setting(
+        "both",
+        "both; published: the paper's probes and its choice on the reported fold; or corrected: nested grouped folds.",
+    )
+    capacity: bool = setting(True, "Also measure what the states' probes could do with any labels.")
+    published_seeds: int = setting(5, "Splits of the published protocol; 0: none.")
+    published_batch: int = setting(32, "Its batches: 32 as in the released code, 4 as in the paper's first version.")
+    published_test: float = setting(0.4, "Share of scenes that it reports: 0.4 as in the paper, 0.2 as in the code.")
+    published_by_category: bool | None = setting(
+        None, "Also fit its probes to each category by itself, as the paper does; default: not for nano, else yes."
     )
     skip_bad_clips: bool = setting(False, "Leave out scenes with a clip that cannot be read; count and list them.")
 
 
 def run(config: Config, workdir: Path) -> None:
     """Fill in the model's defaults and run."""
-    from jaxdiff.study.study import LEVELS, StudyConfig, nano_levels, run_study
+    from jaxdiff.study.levels import LEVELS, captures, nano_levels
+    from jaxdiff.study.study import StudyConfig, run_study
 
     values = dataclasses.asdict(config)
+    values["which"] = values.pop("protocol")
     nano = config.config == "nano" or (config.config is None and config.model == "nano")
     values["config"] = config.config or ("nano" if nano else "real")
     for name, default in (NANO if nano else REAL).items():
@@ -98,8 +142,10 @@ def run(config: Config, workdir: Path) -> None:
             values[name] = default
     if values["error_steps"] is None:
         values["error_steps"] = min(10, values["steps"] // 4)
-    if values["capture_sigmas"] is None:
-        values["capture_sigmas"] = nano_levels(values["steps"]) if nano else LEVELS
+    values["capture_sigmas"], values["capture_at"] = captures(
+        values["steps"], values["capture_sigmas"], values["capture_at"], values.pop("capture_log_snr"),
+        nano_levels(values["steps"]) if nano else LEVELS,
+    )  # fmt: skip
     run_study(StudyConfig(**values), workdir)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxdiff.conditioning import Conditioning
+    from jaxdiff.encoder import Encoder, load_encoder
     from jaxdiff.flow import Trajectory, invert, sample
     from jaxdiff.pipeline import Pipeline, load, tap_sites
     from jaxdiff.store import ActivationStore
@@ -20,11 +21,13 @@ _NAMES = {
     "ActivationStore": "jaxdiff.store",
     "Conditioning": "jaxdiff.conditioning",
     "Edit": "jaxdiff.taps",
+    "Encoder": "jaxdiff.encoder",
     "Pipeline": "jaxdiff.pipeline",
     "Tap": "jaxdiff.taps",
     "Trajectory": "jaxdiff.flow",
     "invert": "jaxdiff.flow",
     "load": "jaxdiff.pipeline",
+    "load_encoder": "jaxdiff.encoder",
     "sample": "jaxdiff.flow",
     "tap_sites": "jaxdiff.pipeline",
 }
@@ -36,11 +39,13 @@ __all__ = [
     "ActivationStore",
     "Conditioning",
     "Edit",
+    "Encoder",
     "Pipeline",
     "Tap",
     "Trajectory",
     "invert",
     "load",
+    "load_encoder",
     "sample",
     "tap_sites",
 ]

@@ -287,7 +287,8 @@ class Pipeline:
         cond = as_conditioning(cond)
         taps, edits = tuple(taps), tuple(edits)
         self.family.validate(self.transformer, latents.shape, cond)
-        taps_lib.check(taps, edits, tap_sites(self), self.transformer.config.num_layers)
+        written = edit_sites(self)
+        taps_lib.check(taps, edits, tap_sites(self), self.transformer.config.num_layers, written)
         label = sigma if label is None else label
         state = self.schedule.to_network(latents, sigma)
         output, captured = self._output(
@@ -354,8 +355,14 @@ class Pipeline:
 
 
 def tap_sites(pipeline: Pipeline) -> tuple[str, ...]:
-    """The sites that this pipeline's backbone offers to `Tap` and `Edit`."""
+    """The sites that this pipeline's backbone offers to `Tap`."""
     return pipeline.transformer.module.sites
+
+
+def edit_sites(pipeline: Pipeline) -> tuple[str, ...]:
+    """The sites that this pipeline's backbone offers to `Edit`: those of `tap_sites`, and of some families one more."""
+    module = pipeline.transformer.module
+    return getattr(module, "written", module.sites)
 
 
 # Jitted here, once, with the weights as arguments; inside a caller's own jit they are simply inlined.

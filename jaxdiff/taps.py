@@ -7,6 +7,7 @@ else about either.
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff import kernels
 from jaxdiff.errors import ConfigError
 
 Grid3 = tuple[int, int, int]  # (T', H', W') in tokens
@@ -27,6 +29,8 @@ SITES = (
     "block_out",
 )
 MAP_SITE = "self_attention_map"
+# Where text and video attend in one sequence, how much of the text the video sees; it can be written only.
+TEXT_SITE = "text_attention"
 
 
 # ---------------------------------------------------------------------------------------------------- reducers
@@ -68,15 +72,40 @@ class Grid:
 @dataclasses.dataclass(frozen=True)
 class Moments:
     """Mean, standard deviation and skewness over time per position, then averaged over positions:
-    [B, S, D] -> [B, 3, D] float32 (SemanticMoments, arXiv 2602.09146; skewness with its ``+ 1e-6``)."""
+    [B, S, D] -> [B, 3, D] float32. Population moments, in their own units; `SemanticMoments` scales them."""
 
     def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
-        x = x.astype(jnp.float32).reshape(x.shape[0], grid[0], -1, x.shape[-1])
-        mean = x.mean(1, keepdims=True)
-        centred = x - mean
-        std = jnp.sqrt(jnp.mean(centred**2, 1, keepdims=True))
-        skewness = jnp.mean(centred**3, 1, keepdims=True) / (std**3 + 1e-6)
-        return jnp.concatenate([mean, std, skewness], 1).mean(2)
+        return _moments(x, grid, lost=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticMoments:
+    """SemanticMoments (arXiv 2602.09146) as its code has them: [B, S, D] -> [B, 3 D] float32, vectors of length one.
+
+    Per position over time: mean, standard deviation (divided by T' - 1) and skewness
+    ``mean((x - mean)^3) / (std^3 + 1e-6)``. Each is averaged over positions, scaled to length one and weighted; the three,
+    one after the other, are scaled to length one again. Of a single frame, deviation and skewness are zero.
+    """
+
+    weights: tuple[float, float, float] = (1.0, 8.0, 4.0)
+
+    def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        parts = _unit(_moments(x, grid, lost=1)) * np.asarray(self.weights, np.float32)[:, None]
+        return _unit(parts.reshape(parts.shape[0], -1))
+
+
+def _moments(x: jax.Array, grid: Grid3, lost: int) -> jax.Array:
+    """[B, 3, D] mean, standard deviation with divisor T' - `lost`, and skewness, averaged over positions."""
+    x = x.astype(jnp.float32).reshape(x.shape[0], grid[0], -1, x.shape[-1])
+    mean = x.mean(1, keepdims=True)
+    centred = x - mean
+    std = jnp.sqrt(jnp.mean(centred**2, 1, keepdims=True) * (grid[0] / max(grid[0] - lost, 1)))
+    skewness = jnp.mean(centred**3, 1, keepdims=True) / (std**3 + 1e-6)
+    return jnp.concatenate([mean, std, skewness], 1).mean(2)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +145,7 @@ REDUCERS: dict[str, Any] = {
     "frame_mean": FrameMean(),
     "grid": Grid(),
     "moments": Moments(),
+    "semantic_moments": SemanticMoments(),
     "project": Project(64),
     "full": Full(),
     "frame_map": FrameMap(),
@@ -180,44 +210,78 @@ class Tap:
         return _block_indices(self.blocks, layers, f"Tap {self.name!r}")
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["per_block"], meta_fields=["site", "blocks", "f"])
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """A writing: at `site` of `blocks`, `h` becomes ``f(h, key, sigma)``.
+    """A writing: at `site` of `blocks`, `h` becomes ``f(h, key, sigma)``, or ``f(h, key, sigma, own)`` with `per_block`.
+
+    Two sites have no states but factors, which come to `f` as ones and leave it as what attention is multiplied by before
+    the weights of each query are normalised again; zero cuts a path:
+
+    - "self_attention_map" [B, K, T', T'], from each frame to each frame (rows: queries). The identity leaves every frame
+      to itself. At least one factor of a row must stay above zero. Attention to text in the same sequence is left alone.
+    - "text_attention" [B, K, 1, 1], of the video's queries to the text, in families where both are one sequence
+      (`edit_sites`). Elsewhere "cross_attention_out" is what text adds.
 
     Parameters
     ----------
-    site : one of `SITES` but the map.
+    site : one of `SITES`, or "text_attention".
     blocks : block indices (negative ones count from the end); None edits all.
     f : ``f(h [B, S, D], key, sigma) -> h`` of the same shape; `key` is a fresh `jax.random` key per step, block and
-        edit, `sigma` the noise level of the state, float32 scalar or [B]. Compared by identity: define it once,
-        not per call, or every call compiles anew.
+        edit, or [B] of them where the run was given one a clip; `sigma` the noise level of the state, float32 scalar or
+        [B]. Compared by identity: define it once, not per call, or every call compiles anew.
+    per_block : pytree of arrays [L, ...], of which `f` is handed the block's own entry, `own`. Data: with other values the
+        same program runs, so that one program serves every block and every strength.
     """
 
     site: str
     blocks: tuple[int, ...] | None
     f: Callable
+    per_block: Any = None
 
     def __post_init__(self):
-        _known("site", self.site, tuple(s for s in SITES if s != MAP_SITE))
+        _known("site", self.site, (*SITES, TEXT_SITE))
         if not callable(self.f):
             raise ConfigError(f"Edit: f must be a function f(h, key, sigma), got {self.f!r}")
         if self.blocks is not None:
             object.__setattr__(self, "blocks", tuple(int(b) for b in self.blocks))
 
+    def apply(self, h: jax.Array, key: jax.Array, sigma: Any, own: Any) -> jax.Array:
+        """`f` of h, in h's dtype; raises a ConfigError if it changed the shape."""
+        new = self.f(h, key, sigma) if self.per_block is None else self.f(h, key, sigma, own)
+        if new.shape != h.shape:
+            raise ConfigError(f"Edit at {self.site!r}: f turned {h.shape} into {new.shape}")
+        return new.astype(h.dtype)
+
     def rows(self, layers: int) -> tuple[int, ...]:
         return _block_indices(self.blocks, layers, f"Edit at {self.site!r}")
 
 
-def check(taps: tuple[Tap, ...], edits: tuple[Edit, ...], sites: tuple[str, ...], layers: int) -> None:
-    """Raise a `ConfigError` for anything that a network with these sites and layers cannot serve."""
+def check(
+    taps: tuple[Tap, ...],
+    edits: tuple[Edit, ...],
+    sites: tuple[str, ...],
+    layers: int,
+    written: tuple[str, ...] = (),
+) -> None:
+    """Raise a `ConfigError` for anything that a network with these sites and layers cannot serve; `written` are the
+    sites for edits, where they are not the same."""
     names = [tap.name for tap in taps]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two taps are named {name!r}; give one of them another name=")
-    items: tuple[Tap | Edit, ...] = (*taps, *edits)
-    for item in items:
-        _known("site of this backbone", item.site, sites)
-        item.rows(layers)
+    for tap in taps:
+        _known("site of this backbone", tap.site, sites)
+        tap.rows(layers)
+    for edit in edits:
+        _known("site of this backbone", edit.site, written or sites)
+        edit.rows(layers)
+        for leaf in jax.tree.leaves(edit.per_block):
+            if jnp.shape(leaf)[:1] != (layers,):
+                raise ConfigError(
+                    f"Edit at {edit.site!r}: per_block holds an array {jnp.shape(leaf)}; expected [{layers}, ...], one entry a "
+                    "block"
+                )
 
 
 def _known(kind, value, allowed):
@@ -265,7 +329,9 @@ class Reader:
             per_block["slots"] = {name: _slots(rows, layers) for name, rows in self.rows.items()}
         if self.edits:
             key = jax.random.key(0) if key is None else key
-            per_block["keys"] = jax.random.split(key, (layers, len(self.edits)))
+            shape = (layers, len(self.edits))
+            per_block["keys"] = _split_each(key, shape) if is_batched(key) else jax.random.split(key, shape)
+            per_block["own"] = [edit.per_block for edit in self.edits]
             per_block["edited"] = np.stack([np.isin(np.arange(layers), edit.rows(layers)) for edit in self.edits], 1)
         self.per_block = per_block
 
@@ -308,16 +374,50 @@ class BlockReader:
 
     def __call__(self, site: str, h: jax.Array) -> jax.Array:
         reader = self._reader
-        for i, edit in enumerate(reader.edits):
-            if edit.site == site:
-                new = edit.f(h, self._per_block["keys"][i], reader.sigma)
-                if new.shape != h.shape:
-                    raise ConfigError(f"Edit at {site!r}: f turned {h.shape} into {new.shape}")
-                h = jnp.where(self._per_block["edited"][i], new.astype(h.dtype), h)
+        h = self._edited(site, h)
         for tap in reader.taps:
             if tap.site == site:
                 self.readings[tap.name] = tap.reducer(h, reader.grid)
         return h
+
+    def read(self, site: str, h: jax.Array) -> None:
+        """Only read: what edits write at this site are `factors`."""
+        for tap in self._reader.taps:
+            if tap.site == site:
+                self.readings[tap.name] = tap.reducer(h, self.grid)
+
+    def factors(self, site: str, shape: tuple[int, ...]) -> jax.Array | None:
+        """What edits make of ones [B, K, ...] at a site of factors; None where there is no such edit.
+
+        Without one the program is the bare one; with one, a block that is not edited multiplies by ones.
+        """
+        if all(edit.site != site for edit in self._reader.edits):
+            return None
+        return self._edited(site, jnp.ones(shape, jnp.float32))
+
+    def between_frames(self, batch: int, heads: int, tokens: int) -> kernels.Between | None:
+        """What edits at the map make of self-attention among `tokens` tokens that lie frame by frame."""
+        frames = self.grid[0]
+        factors = self.factors(MAP_SITE, (batch, heads, frames, frames))
+        return None if factors is None else kernels.Between.frames(factors, tokens)
+
+    def _edited(self, site: str, h: jax.Array) -> jax.Array:
+        for i, edit in enumerate(self._reader.edits):
+            if edit.site == site:
+                own = self._per_block["own"][i]
+                new = edit.apply(h, self._per_block["keys"][i], self._reader.sigma, own)
+                h = jnp.where(self._per_block["edited"][i], new, h)
+        return h
+
+
+def is_batched(key: jax.Array) -> bool:
+    """Whether this is one key a clip, [B], and not one for all."""
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
+
+
+def _split_each(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Of keys [B], one for every clip: [*shape, B]."""
+    return jax.vmap(lambda key: jax.random.split(key, shape), out_axes=len(shape))(keys)
 
 
 def _slots(rows, layers) -> np.ndarray:

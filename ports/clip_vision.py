@@ -1,7 +1,7 @@
 """CLIP's vision tower: names of `CLIPVisionModel` -> leaves of `CLIPVision`."""
 
 from jaxdiff.models.vision.clip import CLIPVisionConfig
-from ports.rules import BACK, INTO, layer, prefixed
+from ports.rules import BACK, INTO, layer, norm, prefixed
 from ports.table import Ignore, Rule, Table
 from ports.transforms import linear, patch_matmul
 
@@ -17,16 +17,16 @@ def vision_table(config: CLIPVisionConfig) -> Table:
         Rule("embeddings.class_embedding", "class_embedding"),
         Rule("embeddings.position_embedding.weight", "positions"),
         Ignore("embeddings.position_ids", "a constant that is computed here"),
-        *_norm("pre_layrnorm", "norm_in"),
-        *_norm(f"{BLOCK}.layer_norm1", "blocks/attention_norm"),
+        *norm("pre_layrnorm", "norm_in"),
+        *norm(f"{BLOCK}.layer_norm1", "blocks/attention_norm"),
         *layer(f"{BLOCK}.self_attn.q_proj", "blocks/query", linear, INTO),
         *layer(f"{BLOCK}.self_attn.k_proj", "blocks/key", linear, INTO),
         *layer(f"{BLOCK}.self_attn.v_proj", "blocks/value", linear, INTO),
         *layer(f"{BLOCK}.self_attn.out_proj", "blocks/out", linear, BACK),
-        *_norm(f"{BLOCK}.layer_norm2", "blocks/mlp_norm"),
+        *norm(f"{BLOCK}.layer_norm2", "blocks/mlp_norm"),
         *layer(f"{BLOCK}.mlp.fc1", "blocks/mlp/into", linear, INTO),
         *layer(f"{BLOCK}.mlp.fc2", "blocks/mlp/out", linear, BACK),
-        *_norm("post_layernorm", "norm_out"),
+        *norm("post_layernorm", "norm_out"),
     )
 
 
@@ -34,10 +34,3 @@ def projecting_table(config: CLIPVisionConfig) -> Table:
     """The rules of `CLIPVisionModelWithProjection`."""
     projection = Ignore("visual_projection.weight", "into the space that CLIP shares with text; not used here")
     return (*prefixed(vision_table(config), PREFIX), projection)
-
-
-def _norm(source: str, leaf: str) -> Table:
-    return (
-        Rule(f"{source}.weight", f"{leaf}/scale", keep_float32=True),
-        Rule(f"{source}.bias", f"{leaf}/bias", keep_float32=True),
-    )

@@ -26,8 +26,9 @@ from jaxdiff.errors import ConfigError
 from jaxdiff.models.text.prompt import TextEncoder
 from ports import lora as lora_files
 from ports import stored
+from ports.filling import read_stored
 from ports.folder import INDEX, UNFINISHED, Component, Folder, open_folder, target_dtype, text_component
-from ports.table import expected_names, read_stored
+from ports.table import expected_names
 
 COPIED = ("tokenizer", "image_processor", "feature_extractor")  # as they are, where the folder has them
 

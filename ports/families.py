@@ -26,10 +26,28 @@ from jaxdiff.models.ltx2 import (
 )
 from jaxdiff.models.text.t5 import T5Config, T5Encoder, UMT5Config, UMT5Encoder
 from jaxdiff.models.vision.clip import CLIPVision, CLIPVisionConfig
+from jaxdiff.models.vision.resnet import ResNet, ResNetConfig
+from jaxdiff.models.vision.videomae import VideoMAE, VideoMAEConfig
+from jaxdiff.models.vision.vjepa2 import VJEPA2, VJEPA2Config
 from jaxdiff.models.wan.family import Wan
 from jaxdiff.models.wan.transformer import WanTransformer, WanTransformerConfig
 from jaxdiff.models.wan.vae import WanVAE, WanVAEConfig
-from ports import clip_vision, cogvideox, cogvideox_vae, cosmos, ltx, ltx2, ltx_vae, t5, wan, wan_vae
+from ports import (
+    clip_vision,
+    cogvideox,
+    cogvideox_vae,
+    cosmos,
+    ltx,
+    ltx2,
+    ltx_vae,
+    resnet,
+    t5,
+    videomae,
+    vjepa2,
+    wan,
+    wan_vae,
+)
+from ports.safetensors_reader import Checkpoint
 from ports.table import Table
 
 
@@ -38,7 +56,8 @@ class Port:
     """How one published network class is read: `module(config)` filled by the rules of `table(config)`.
 
     `keep_float32` says that the whole network stays float32 in every dtype of the pipeline; `prefix` is one that all
-    names of a file may have; `library` is where model_index.json says that the class is.
+    names of a file may have; `library` is where model_index.json says that the class is; `named` gives the tensors of other releases the
+    names of the table.
     """
 
     module: type[nnx.Module]
@@ -47,6 +66,7 @@ class Port:
     keep_float32: bool = False
     prefix: str = ""
     library: str = "diffusers"
+    named: Callable[[Checkpoint], Checkpoint] = lambda weights: weights
 
 
 @dataclass(frozen=True)
@@ -165,7 +185,21 @@ TEXT_ENCODERS: dict[str, Port] = {
     "UMT5EncoderModel": Port(UMT5Encoder, UMT5Config, t5.encoder_table),
 }
 
-# Every network class that is known, whatever pipelines it belongs to.
-PORTS: dict[str, Port] = TEXT_ENCODERS | {
-    name: port for family in FAMILIES.values() for kind in family.ports.values() for name, port in kind.items()
+# Video encoders, which stand beside the diffusion models in a study.
+ENCODERS: dict[str, Port] = {
+    "VJEPA2Model": Port(VJEPA2, VJEPA2Config, vjepa2.encoder_table),
+    "VJEPA2ForVideoClassification": Port(VJEPA2, VJEPA2Config, vjepa2.classifier_table),
+    "VideoMAEModel": Port(VideoMAE, VideoMAEConfig, videomae.encoder_table, named=videomae.named),
+    "VideoMAEForPreTraining": Port(VideoMAE, VideoMAEConfig, videomae.pretraining_table, named=videomae.named),
+    "VideoMAEForVideoClassification": Port(VideoMAE, VideoMAEConfig, videomae.classifier_table, named=videomae.named),
+    "VideoMAEv2": Port(VideoMAE, VideoMAEConfig, videomae.v2_table, named=videomae.v2_named),
+    "ResNetModel": Port(ResNet, ResNetConfig, resnet.resnet_table),
+    "ResNetForImageClassification": Port(ResNet, ResNetConfig, resnet.classifier_table),
 }
+
+# Every network class that is known, whatever pipelines it belongs to.
+PORTS: dict[str, Port] = (
+    TEXT_ENCODERS
+    | ENCODERS
+    | {name: port for family in FAMILIES.values() for kind in family.ports.values() for name, port in kind.items()}
+)

@@ -33,13 +33,14 @@ from jaxdiff.models.vision.pictures import PictureConfig
 from jaxdiff.pipeline import Pipeline
 from ports import lora as lora_files
 from ports.families import FAMILIES, PORTS, TEXT_ENCODERS, Family, Port
+from ports.filling import load_params
 from ports.original import find_original
 from ports.original_wan import text_part
 from ports.renaming import Part
 from ports.rules import prefixed
 from ports.safetensors_reader import Checkpoint
 from ports.stored import ARRAYS, Stored
-from ports.table import Table, load_params, partition_specs, plan
+from ports.table import Table, partition_specs, plan
 
 INDEX = "model_index.json"
 UNFINISHED = "UNFINISHED"  # a file that marks a folder which `ports.convert` has begun
@@ -123,8 +124,10 @@ def load_pipeline(
     return Pipeline(family=drive, schedule=opened.schedule, text_encoder=text, image_processor=pictures, **networks)
 
 
-def load_network(folder: str | Path, *, dtype: Any = None) -> Network:
+def load_network(folder: str | Path, *, dtype: Any = None, class_name: str | None = None) -> Network:
     """Load one component's folder (config.json and safetensors), for example the vae/ of a checkpoint.
+
+    `class_name` is its published class, where its config.json does not say so.
 
     Raises
     ------
@@ -133,7 +136,7 @@ def load_network(folder: str | Path, *, dtype: Any = None) -> Network:
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
-    return _read(_component(path, PORTS), target_dtype(dtype, None), None)
+    return _read(_component(path, PORTS, class_name), target_dtype(dtype, None), None)
 
 
 def load_text_encoder(source: TextEncoder) -> Network:
@@ -233,7 +236,7 @@ def _read_index(path: Path) -> dict[str, Any]:
             f"layout that holds {INDEX}, transformer/ and scheduler/"
         )
     if (path / INDEX).is_file():
-        return _read_json(path / INDEX)
+        return read_json(path / INDEX)
     names = sorted(entry.name for entry in path.iterdir())
     if (path.parent / INDEX).is_file() and (path / "config.json").is_file():
         why = f"this is one component of a checkpoint; give the folder above it, {path.parent}"
@@ -296,7 +299,7 @@ def image_processor(opened: Folder) -> PictureConfig | None:
         file = file.with_name("processor_config.json")  # of a processor that has a tokenizer too
     if "image_encoder" not in opened.components or not file.is_file():
         return None
-    values = _read_json(file)
+    values = read_json(file)
     try:
         return PictureConfig.from_dict(values.get("image_processor", values))
     except (ConfigError, TypeError) as error:
@@ -313,7 +316,7 @@ def _scheduler(path: Path) -> dict[str, Any]:
     file = path / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise CheckpointError(f"{path}: has no scheduler/scheduler_config.json")
-    return _read_json(file)
+    return read_json(file)
 
 
 def _schedule(path: Path, values: dict[str, Any], family: Family) -> Schedule:
@@ -326,13 +329,13 @@ def _schedule(path: Path, values: dict[str, Any], family: Family) -> Schedule:
         raise ConfigError(f"{path / 'scheduler' / 'scheduler_config.json'}: {error}") from error
 
 
-def _component(path: Path, ports: Mapping[str, Port]) -> Component:
+def _component(path: Path, ports: Mapping[str, Port], name: str | None = None) -> Component:
     file = path / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{path}: has no config.json")
-    values = _read_json(file)
+    values = read_json(file)
     # transformers writes a list where diffusers writes a name
-    name = str(values.get("_class_name") or (values.get("architectures") or [None])[0])
+    name = name or str(values.get("_class_name") or (values.get("architectures") or [None])[0])
     if name not in ports:
         raise CheckpointError(f"{file}: class {name!r} is not supported{_supported(name, ports)}")
     port = ports[name]
@@ -344,7 +347,7 @@ def _component(path: Path, ports: Mapping[str, Port]) -> Component:
         config = port.config.from_dict(values)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    weights = Stored(path) if (path / ARRAYS).is_dir() else Checkpoint(path)
+    weights = Stored(path) if (path / ARRAYS).is_dir() else port.named(Checkpoint(path))
     return _build(str(file), name, port, config, weights, None)
 
 
@@ -373,7 +376,14 @@ def _build(
     return Component(port, config, abstract, weights, table, name)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises
+    ------
+    CheckpointError
+        There is none.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -22,3 +22,11 @@ def layer(source: str, leaf: str, kernel: Transform, spec: tuple = (), *, keep_f
 def prefixed(table: Table, prefix: str) -> Table:
     """The same table for files in which every name has a prefix."""
     return tuple(replace(rule, source=prefix + rule.source) for rule in table)
+
+
+def norm(source: str, leaf: str) -> Table:
+    """A norm with gain and bias, float32 in every dtype: `weight` -> `scale`, `bias` -> `bias`."""
+    return (
+        Rule(f"{source}.weight", f"{leaf}/scale", keep_float32=True),
+        Rule(f"{source}.bias", f"{leaf}/bias", keep_float32=True),
+    )

@@ -54,7 +54,7 @@ class Stored:
             raise CheckpointError(f"{folder}: not whole, copy or convert it again: {len(problems)} file(s)\n  {listed}")
 
     def nbytes(self) -> int:
-        """Bytes of all leaves as stored, before compression."""
+        """Bytes of all leaves as stored."""
         return sum(int(np.prod(shape, dtype=np.int64)) * kind.itemsize for shape, kind in self.leaves.values())
 
     def check(self, params: Mapping[Any, Any]) -> None:
@@ -79,7 +79,7 @@ class Stored:
             )
 
     def read(self, params: Mapping[Any, Any], table: Table, dtype: Any, shardings: Any = None) -> dict[Any, Any]:
-        """The tree with its arrays, placed and cast as `ports.table.load_params` does it."""
+        """The tree with its arrays, placed and cast as `ports.filling.load_params` does it."""
         import orbax.checkpoint as ocp
 
         groups, problems = expected_names(table, params)
@@ -110,7 +110,8 @@ def write(folder: Path, leaves: Mapping[str, np.ndarray]) -> None:
 
     arrays = (folder / ARRAYS).absolute()
     arrays.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    # Weights hardly shrink, and unpacking them takes longer than reading the published files.
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
         how = {path: ocp.SaveArgs(chunk_byte_size=CHUNK) for path in leaves}
         checkpointer.save(arrays, args=ocp.args.PyTreeSave(dict(leaves), save_args=how))
     files = {path.relative_to(arrays).as_posix(): path.stat().st_size for path in arrays.rglob("*") if path.is_file()}

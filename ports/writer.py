@@ -13,9 +13,9 @@ from jaxdiff.models.network import Network
 from jaxdiff.models.text.prompt import TextEncoder
 from jaxdiff.pipeline import Pipeline
 from ports.families import FAMILIES, PORTS, Family
+from ports.filling import save_params
 from ports.folder import INDEX, load_text_encoder
 from ports.stored import ARRAYS
-from ports.table import save_params
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = "0.42.1"  # of the diffusers release whose configuration keys these are

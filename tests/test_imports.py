@@ -29,11 +29,13 @@ ALLOWED = {
     "taps": FLOOR | {"kernels"},
     "models": BELOW_MODELS | {"mesh"},
     "pipeline": BELOW_MODELS | {"models", "mesh"},
+    "encoder": BELOW_MODELS | {"models", "data"},
     "flow": BELOW_FLOW | {"mesh"},
+    "lamo": BELOW_MODELS | {"models"},
     "train": BELOW_FLOW | {"flow", "data", "mesh", "progress", "workdir"},
     "report": FLOOR | {"probes", "workdir"},
     # weights come in
-    "ports": BELOW_FLOW | {"flow", "mesh"},
+    "ports": BELOW_FLOW | {"flow", "mesh", "encoder"},
 }
 # above everything but the binaries
 ALLOWED["study"] = {*ALLOWED} - {"ports"}
@@ -41,10 +43,11 @@ ALLOWED["experiments"] = {*ALLOWED, "jaxdiff"}
 # The public surface resolves names lazily, so that its edges cost nothing.
 ALLOWED["jaxdiff"] = {*ALLOWED} - {"experiments"}
 
-# Edges against the grain, inside functions only: jaxdiff.load finds the tables of ports when it is called, and the
+# Edges against the grain, inside functions only: jaxdiff.load and load_encoder find the tables of ports when called, and the
 # commands among ports are binaries, whose command lines are those of all binaries.
 BACK_EDGES = {
     ("jaxdiff/pipeline.py", "ports"),
+    ("jaxdiff/encoder.py", "ports"),
     *((f"ports/{command}.py", "experiments") for command in ("convert", "inspect", "unpickle")),
 }
 
@@ -55,13 +58,14 @@ OWNERS = {
     "absl": {"experiments"},
     "av": {"data"},
     "chex": {"models", "flow", "train"},
-    "flax": {"models", "pipeline", "ports", "train"},
+    "flax": {"lamo", "models", "pipeline", "ports", "train"},
     "ftfy": {"models"},
+    "grain": {"data"},
     "h5py": {"data"},
     "matplotlib": {"report"},
     "ml_collections": {"experiments"},
     "ml_dtypes": {"ports"},
-    "optax": {"probes", "train", "experiments"},
+    "optax": {"lamo", "probes", "train", "experiments"},
     "orbax": {"ports", "train"},
     "rich": {"progress"},
     "safetensors": {"ports"},

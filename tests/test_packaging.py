@@ -14,7 +14,7 @@ from tests.imports import PACKAGES, ROOT, imports, library, sources
 
 CORE = {
     "jax", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "tensorstore", "chex", "absl-py",
-    "ml-collections", "safetensors", "av", "matplotlib", "rich",
+    "ml-collections", "safetensors", "av", "grain", "matplotlib", "rich",
 }  # fmt: skip
 EXTRAS = {"cuda12", "cuda13", "tpu", "test", "parity", "dev"}
 

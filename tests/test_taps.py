@@ -10,7 +10,7 @@ import pytest
 from jaxdiff.errors import ConfigError
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan.transformer import WanTransformer, WanTransformerConfig
-from jaxdiff.taps import Edit, Full, Grid, Moments, Project, Tap
+from jaxdiff.taps import Edit, Full, Grid, Moments, Project, SemanticMoments, Tap
 
 GRID = (3, 4, 6)
 
@@ -59,6 +59,19 @@ def test_moments_are_mean_std_and_skewness_over_time(tokens):
     skewness = ((x - mean[:, None]) ** 3).mean(1) / (std**3 + 1e-6)
     want = np.stack([mean.mean(1), std.mean(1), skewness.mean(1)], 1)
     np.testing.assert_allclose(Moments()(tokens, GRID), want, atol=1e-5)
+
+
+def test_semantic_moments_are_scaled_weighted_and_of_length_one(tokens):
+    x = tokens.reshape(2, 3, 24, 5).astype(np.float64)
+    mean, std = x.mean(1), x.std(1, ddof=1)  # torch.std, which the published code calls, divides by T - 1
+    skewness = ((x - mean[:, None]) ** 3).mean(1) / (std**3 + 1e-6)
+    parts = [moment.mean(1) for moment in (mean, std, skewness)]
+    parts = [w * part / np.linalg.norm(part, axis=-1, keepdims=True) for w, part in zip((1, 8, 4), parts, strict=True)]
+    want = np.concatenate(parts, -1) / 9  # sqrt(1 + 64 + 16)
+    np.testing.assert_allclose(SemanticMoments()(tokens, GRID), want, atol=1e-6)
+    still = SemanticMoments()(tokens[:, :24], (1, 4, 6))
+    np.testing.assert_allclose(np.linalg.norm(still, axis=-1), 1.0, atol=1e-6)
+    assert np.all(np.asarray(still)[:, 5:] == 0)  # one frame has a mean only
 
 
 def test_projection_is_linear_fixed_and_keeps_lengths_on_average():
@@ -133,7 +146,8 @@ def test_edit_keys_differ_between_blocks_and_sigma_arrives(network, call):
         (lambda: Tap("block_output"), "did you mean 'block_out'"),
         (lambda: Tap("block_out", "meen"), "did you mean 'mean'"),
         (lambda: Tap("block_out", "frame_map"), "go together"),
-        (lambda: Edit("self_attention_map", None, print), "unknown site"),
+        (lambda: Edit("text_attn", None, print), "did you mean 'text_attention'"),
+        (lambda: Tap("text_attention"), "unknown site"),
         (lambda: Edit("mlp_out", None, 3), "must be a function"),
     ],
 )

@@ -16,8 +16,8 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from jaxdiff.models.network import Network
 from jaxdiff.models.text import UMT5Config, UMT5Encoder
+from ports.filling import save_params
 from ports.t5 import encoder_table
-from ports.table import save_params
 from tests.reference import random_state
 
 WIDTH = 16  # of the tiny encoder's embeddings

@@ -36,7 +36,7 @@ PUBLISHED_SCENES = {"dev": 30, "test": 1080, "train": 15_000}
 
 UNLABELLED = {
     "test": "is published without labels (no status.json), so it cannot be probed. Use the dev split; scores for "
-    "the test split can only be submitted (write_answers).",
+    "the test split can only be submitted: python -m experiments.submit --dataset=intphys --split=test.",
     "train": "holds possible movies only, so there is nothing to probe. Use the dev split.",
 }
 """Splits that no probe can be fitted on, and why."""

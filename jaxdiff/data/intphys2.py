@@ -41,9 +41,12 @@ PROPERTIES = {
 }
 """What each `condition` of the metadata tests."""
 
+EVALUATION = "IntPhys 2 is published for evaluation alone (CC BY-NC 4.0)."
+"""What its licence says, which every report on it prints."""
+
 UNLABELLED = {
     "HeldOut": "is published without labels, so it cannot be probed. Use Main; answers for HeldOut can only be "
-    "submitted (write_heldout)."
+    "submitted: python -m experiments.submit --dataset=intphys2 --split=HeldOut."
 }
 """Splits that no probe can be fitted on, and why."""
 

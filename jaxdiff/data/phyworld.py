@@ -45,7 +45,7 @@ LEAKING_PROMPT = NEUTRAL_PROMPT + ", initial horizontal position {first:.2f} m, 
 
 
 def load_parabola(
-    path: str | Path, *, counts: Mapping[str, int] = COUNTS, leak_targets_in_prompt: bool = False
+    path: str | Path, *, counts: Mapping[str, int] | None = COUNTS, leak_targets_in_prompt: bool = False
 ) -> list[MeasuredClip]:
     """List the clips of PhyWorld's parabolas with their targets. No video is opened.
 
@@ -53,8 +53,8 @@ def load_parabola(
     ----------
     path : str or Path
         The file, or the folder that holds `parabola_eval.hdf5` or `id_ood_data/parabola_eval.hdf5`.
-    counts : mapping of str to int
-        The parts that the file must have, and the clips in each.
+    counts : mapping of str to int, or None
+        The parts that the file must have, and the clips in each. None takes the parts that it has.
     leak_targets_in_prompt : bool
         False: every clip has `NEUTRAL_PROMPT`. True: its prompt states both columns of `init_streams` to two
         decimals, as published. A model that reads it is told the answer; only for showing what that does.
@@ -106,11 +106,14 @@ def _file(path: Path) -> Path:
     )
 
 
-def _read(packed: Any, counts: Mapping[str, int]) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:
+def _read(packed: Any, counts: Mapping[str, int] | None) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:
     problems: list[str] = []
     parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     rows = {VIDEOS: (), INITIAL: (2,), POSITIONS: (FRAMES, 2)}  # the shape of one
     held = {group: _datasets(packed.get(group)) for group in rows}
+    if counts is None:
+        counts = {part: initial.shape[0] if initial.shape else 0 for part, initial in held[INITIAL].items()}
+        problems += [] if counts else [f"{INITIAL} holds no parts"]
     for group in rows:
         problems += [f"{group}/{part} is missing" for part in counts if part not in held[group]]
         extra = [part for part in held[group] if part not in counts]

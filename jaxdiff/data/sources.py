@@ -7,6 +7,7 @@ names the file.
 
 import io
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ class Source(Protocol):
         """Decode the frames of these numbers, resized, each uint8 `[H, W, 3]`."""
 
 
+# The header of a .npy file is Python text, and Python 3.11's parser fails in threads that parse at once ("AST constructor
+# recursion depth mismatch", cpython issue 106905): a sound clip would be skipped as a damaged one.
+_PARSING = threading.Lock()
+
+
 def natural(path: Path) -> list[Any]:
     """Sort key under which frame_2 comes before frame_10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", path.name))]
@@ -58,7 +64,8 @@ class ArrayFile:
     """A `.npy` file: uint8, or float in [-1, 1]."""
 
     def __init__(self, path: Path):
-        self.values = np.load(path, mmap_mode="r", allow_pickle=False)
+        with _PARSING:
+            self.values = np.load(path, mmap_mode="r", allow_pickle=False)
         shape, dtype = self.values.shape, self.values.dtype
         known = dtype in (np.uint8, np.float16, np.float32, np.float64)
         if not known or len(shape) != 4 or shape[-1] != 3 or 0 in shape:

@@ -3,19 +3,16 @@
 Everything becomes uint8 RGB `[T, H, W, 3]`. What cannot be read is a `MissingDataError` that names the file.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from jaxdiff.data.sampling import frame_indices, to_uint8
 from jaxdiff.data.sources import VIDEO_SUFFIXES, VideoInfo, image_files, natural, open_clip
-from jaxdiff.errors import MissingDataError
+from jaxdiff.errors import ConfigError, MissingDataError
 
 
 def list_videos(folder: str | Path) -> list[Path]:
@@ -132,7 +129,7 @@ def check_videos(paths: Iterable[str | Path], min_frames: int = 1) -> dict[Path,
 
 
 class ClipReader:
-    """Clips decoded ahead in background threads, in order.
+    """Clips decoded ahead by grain's threads, in order.
 
     Parameters
     ----------
@@ -145,6 +142,10 @@ class ClipReader:
         and noted in `skipped`, a dict from the path (as given) to the reason.
     ahead : int
         Clips that are held decoded, at most.
+    threads : int
+        Clips that are decoded at once. Order, and which clip's error comes first, do not depend on it.
+    shard : (int, int)
+        (k, n): of all clips, every n-th from the k-th on; `process_shard()` where several processes share the work.
 
     Yields
     ------
@@ -164,38 +165,54 @@ class ClipReader:
         skip_bad_clips: bool = False,
         ahead: int = 4,
         threads: int = 2,
+        shard: tuple[int, int] = (0, 1),
     ):
+        index, count = shard
+        if not 0 <= index < count:
+            raise ConfigError(f"shard {index} of {count}: shards are numbered from 0")
         self.paths, self.skip_bad_clips = list(paths), skip_bad_clips
-        self.ahead, self.threads = max(ahead, 1), threads
+        self.positions = range(len(self.paths))[index::count]
+        self.ahead = max(ahead, 1)
+        self.threads = max(1, min(threads, self.ahead))
         self.read = partial(
             read_video, frames=frames, size=size, sampling=sampling, stride=stride, min_frames=min_frames
         )
         self.skipped: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.positions)
+
+    def _try(self, position: int) -> tuple[int, np.ndarray | None, MissingDataError | None]:
+        """A clip, or why there is none: an exception would end grain's iteration for good."""
+        try:
+            return position, self.read(self.paths[position]), None
+        except MissingDataError as error:
+            return position, None, error
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="clip-reader")
-        upcoming = enumerate(self.paths)
-        pending: deque[tuple[int, Future[np.ndarray]]] = deque()
+        import grain
+
+        if not self.positions:
+            return
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.ahead)
+        decoded = iter(grain.MapDataset.source(self.positions).map(self._try).to_iter_dataset(options))
         try:
-            while True:
-                for position, path in islice(upcoming, self.ahead - len(pending)):
-                    pending.append((position, pool.submit(self.read, path)))
-                if not pending:
-                    return
-                position, future = pending.popleft()
-                try:
-                    clip = future.result()
-                except MissingDataError as error:
-                    if not self.skip_bad_clips:
-                        raise
-                    self.skipped[str(self.paths[position])] = str(error)
-                else:
+            for position, clip, error in decoded:
+                if clip is not None:
                     yield position, clip
+                elif error is not None and not self.skip_bad_clips:
+                    raise error
+                else:
+                    self.skipped[str(self.paths[position])] = str(error)
         finally:  # also when the consumer stops early
-            pool.shutdown(wait=True, cancel_futures=True)
+            decoded.close()
+
+
+def process_shard() -> tuple[int, int]:
+    """This process among those of the run: the `shard` of its `ClipReader`."""
+    import jax
+
+    return jax.process_index(), jax.process_count()
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 8.0, crf: int = 12) -> Path:

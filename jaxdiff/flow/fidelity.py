@@ -1,10 +1,11 @@
 """How far a run can be trusted, clip by clip.
 
 Round-trip error does not measure trajectory fidelity: an implicit step retraces Euler exactly while its
-trajectory is only first order. So three things are reported side by side, as dicts of arrays [B] that can be
+trajectory is only first order. So several things are reported side by side, most as dicts of arrays [B] that can be
 set against the probe's mistakes.
 """
 
+import dataclasses
 import functools
 import math
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,18 @@ from jaxdiff.conditioning import Conditioning, as_conditioning
 from jaxdiff.flow.inversion import sample
 from jaxdiff.flow.placement import per_device, placement_of
 from jaxdiff.flow.plan import make_plan, rounds
-from jaxdiff.flow.solvers import Solver, as_solver, is_stochastic
+from jaxdiff.flow.solvers import AB2, Solver, as_solver, is_stochastic
 from jaxdiff.flow.trajectory import Trajectory
+from jaxdiff.pipeline import tap_sites
+from jaxdiff.taps import MAP_SITE, Tap
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline import Pipeline
 
 Errors = dict[str, jax.Array]
+
+_FINE = AB2()
+_MAP = Tap(MAP_SITE)
 
 # Below this relative mean square a float32 round trip is exact; the PSNR is capped there, at 120 dB.
 _EXACT = 1e-12
@@ -134,15 +140,144 @@ def _side_by_side_clips(pipeline, coarse, halved, latents, cond, *, solver: Solv
     return jax.lax.scan(body, carry, (coarse, halved))[1]
 
 
-def reconstruct(pipeline: "Pipeline", trajectory: Trajectory, cond: Conditioning | jax.Array) -> jax.Array:
-    """Sample back from an inversion's end: Euler on its own grid reversed, with its kind of labels.
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """How an inversion follows a trajectory that is known; arrays [steps, B] float32, a row for each of `sigmas`.
+
+    Attributes
+    ----------
+    sigmas : float64 [steps], the grid without its start.
+    state : cosine of the inverted state and the one that the video was made through.
+    error : their distance, relative rms.
+    attention : [steps - 1, B], without the last sigma: cosine of the frame attention maps of all blocks and heads at the two
+        states, after the uniform map that all have in common is taken off; None where there are no such maps, or one latent
+        frame.
+    """
+
+    sigmas: np.ndarray
+    state: jax.Array
+    error: jax.Array
+    attention: jax.Array | None
+
+
+def known_trajectory(
+    pipeline: "Pipeline",
+    noise: jax.Array,
+    cond: Conditioning | jax.Array,
+    *,
+    steps: int = 100,
+    sigmas: Any = None,
+    solver: str | Solver = "euler",
+    labels: str | None = None,
+    refine: int = 4,
+) -> Known:
+    """Invert clips whose way from noise is known because they were made on it.
+
+    From `noise` at the end of the grid `AB2`, of second order with `refine` steps for each of the grid's, goes down to clean
+    latents; these are inverted on the grid, and the states compared where both have one. What an inversion of a real clip
+    hides, its trajectory's own error, is measured; that the clip is one that the model itself makes is what it costs. A
+    step takes ``refine + 2`` evaluations, and those of solvers that do not evaluate their start.
+
+    Parameters
+    ----------
+    noise : [B, T', H', W', C], standard normal.
+    others : as in `jaxdiff.invert`.
+
+    Raises
+    ------
+    ConfigError : as `jaxdiff.invert`.
+    """
+    solver = as_solver(solver)
+    is_stochastic(solver, up=True)  # is refused: it cannot go up
+    plan = functools.partial(make_plan, pipeline.schedule, steps=steps, tokens=math.prod(noise.shape[1:4]))
+    up = plan(sigmas=sigmas, up=True, rounded=rounds(labels, solver, up=True))
+    fine = np.interp(np.arange(up.steps * refine + 1) / refine, np.arange(up.steps + 1), up.sigmas)[::-1]
+    down = jax.tree.map(lambda leaf: leaf.reshape(-1, refine), plan(sigmas=fine, up=False, rounded=False).scanned()[0])
+    noise = jnp.asarray(noise, jnp.float32)
+    cond = jax.tree.map(jnp.asarray, as_conditioning(cond))
+    taps = (_MAP,) if MAP_SITE in tap_sites(pipeline) and noise.shape[1] > 1 else ()
+    placement = placement_of(pipeline, noise)
+    found = _retrace(pipeline, noise, cond, down, up.scanned()[0], solver=solver, taps=taps, placement=placement)
+    return Known(up.sigmas[1:], *found)
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "taps", "placement"))
+def _retrace(pipeline, noise, cond, down, up, *, placement, **static):
+    """State cosine, relative error and attention cosine, [steps, B] each."""
+
+    def run(whole, clips):
+        return _retrace_clips(*whole, *clips, **static)
+
+    return per_device(
+        run, placement, (pipeline, down, up), (noise, cond), noise.shape[0], lambda axis: PartitionSpec(None, axis)
+    )
+
+
+def _retrace_clips(pipeline, down, up, noise, cond, *, solver: Solver, taps):
+    def velocity(x, sigma, label):
+        return pipeline.evaluate(x, sigma, cond, label=label)[0]
+
+    def fine(carry, step):
+        x, memory = carry
+        return _FINE.step(velocity, x, velocity(x, *step.start), step, memory), None
+
+    def interval(carry, steps):
+        carry, _ = jax.lax.scan(fine, carry, steps)
+        return carry, carry[0]
+
+    first = jax.tree.map(lambda leaf: leaf[0, 0], down)
+    (clean, _), states = jax.lax.scan(interval, (noise, _FINE.init(velocity, noise, first)), down)
+    known = jnp.concatenate([states[::-1], noise[None]])  # at every point of the inversion's grid, from its start
+
+    def look(x, node):
+        velocity, captured = pipeline.evaluate(x, node.sigma, cond, label=node.label, taps=taps)
+        return velocity, *(
+            jnp.moveaxis(maps - 1.0 / maps.shape[-1], 1, 0) for maps in captured.values()
+        )  # [B, L, K, T', T']
+
+    def body(carry, scanned):
+        x, memory = carry
+        step, (here, there) = scanned
+        node, attention = solver.start_node(step), None
+        if taps:
+            both, maps = jax.vmap(look, (0, None))(jnp.stack([x, here]), node)
+            start, attention = both[0], _cosine(*maps)
+        elif solver.evaluates_start:
+            start = velocity(x, *node)
+        x, memory = solver.step(velocity, x, start if solver.evaluates_start else None, step, memory)
+        return (x, memory), (_cosine(x, there), _rms(x - there) / _rms(there), attention)
+
+    memory = solver.init(velocity, clean, jax.tree.map(lambda leaf: leaf[0], up))
+    _, (state, error, attention) = jax.lax.scan(body, (clean, memory), (up, (known[:-1], known[1:])))
+    return state, error, None if attention is None else attention[1:]
+
+
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    axes = tuple(range(1, a.ndim))
+    return (a * b).sum(axes) / _norm((a * a).sum(axes) * (b * b).sum(axes))
+
+
+def way_back(solver: str | Solver) -> str | Solver:
+    """With what to sample back from an inversion by `solver`: itself if it is of second order or more, else `Euler`, whose
+    steps `FixedPoint` undoes exactly and `DDIMLabel` in its first approximation."""
+    solver = as_solver(solver)
+    return solver if solver.order > 1 else "euler"
+
+
+def reconstruct(
+    pipeline: "Pipeline",
+    trajectory: Trajectory,
+    cond: Conditioning | jax.Array,
+    solver: str | Solver = "euler",
+) -> jax.Array:
+    """Sample back from an inversion's end on its own grid reversed, with its kind of labels; `solver` as `way_back` has it.
 
     Returns
     -------
     [B, T', H', W', C] float32 latents, for `round_trip` and for `Pipeline.decode`.
     """
     grid = trajectory.sigmas[::-1]
-    return sample(pipeline, trajectory.latents, cond, sigmas=grid, solver="euler", labels=trajectory.labels).latents
+    return sample(pipeline, trajectory.latents, cond, sigmas=grid, solver=solver, labels=trajectory.labels).latents
 
 
 def round_trip(latents: jax.Array, reconstruction: jax.Array) -> Errors:

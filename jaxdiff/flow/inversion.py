@@ -22,7 +22,7 @@ from jaxdiff.flow.placement import Placement, per_device, placement_of
 from jaxdiff.flow.plan import Captures, Plan, make_plan, rounds
 from jaxdiff.flow.solvers import Node, Solver, as_solver, is_stochastic, white_noise
 from jaxdiff.flow.trajectory import Trajectory, check_end, check_start
-from jaxdiff.taps import Edit, Full, Tap
+from jaxdiff.taps import Edit, Full, Tap, is_batched
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline import Pipeline
@@ -73,7 +73,8 @@ def invert(
     edits : what to write into the network, at every evaluation.
     sink : object with ``emit(captured, slot)`` that takes captures away while the loop runs
         (`ActivationStore.sink`).
-    key : `jax.random` key for the edits, default seed 0. Every step gets its own.
+    key : `jax.random` key for the edits, default seed 0, or a key a clip, [B], which edits are then handed so. Every step
+        gets its own.
     labels : "sigma": the network is told each state's own timestep, unrounded; "scheduler": the scheduler's
         integer ones where it has them. Default: "scheduler" for `ddim_label`, else "sigma".
 
@@ -171,15 +172,16 @@ def _walk(
         scale = guidance.scales(scale, timesteps, steps if sigmas is None else len(sigmas) - 1)
     if (edits or stochastic) and key is None:
         key = jax.random.key(0)
-    if edits and key is not None and _is_batched(key):
-        raise ConfigError("edits are handed one key for the whole batch, not one a clip")
     noise_keys = _clip_keys(key, latents.shape[0]) if stochastic else None
+    edit_keys = None
+    if edits and key is not None and is_batched(key):
+        edit_keys = _clip_keys(key, latents.shape[0])
     _announce(pipeline, latents, cond, taps, plan)
     check_start(latents, plan.sigmas)
 
     end, captured, failed_at = _run(
-        pipeline, latents, cond, negative, scale, plan.scanned(), key if edits else None, sink, noise_keys,
-        solver=solver, taps=taps, edits=edits, captures=plan.captures,
+        pipeline, latents, cond, negative, scale, plan.scanned(), key if edits and edit_keys is None else None, edits, sink,
+        noise_keys, edit_keys, solver=solver, taps=taps, captures=plan.captures,
         placement=placement_of(pipeline, latents),
     )  # fmt: skip
     capture_sigmas, capture_labels = plan.captured_places(solver)
@@ -197,21 +199,23 @@ def _walk(
     return trajectory
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "taps", "edits", "captures", "placement"))
+@functools.partial(jax.jit, static_argnames=("solver", "taps", "captures", "placement"))
 def _run(
-    pipeline, latents, cond, negative, scale, scanned, key, sink, noise_keys, *, placement: Placement | None, **static
-):
+    pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, edit_keys, *,
+    placement: Placement | None, **static,
+):  # fmt: skip
     """The whole run as one program; see the module's docstring."""
 
     def run(whole, clips):
-        pipeline, scale, scanned, key = whole
-        latents, cond, negative, sink, noise_keys = clips
-        return _run_clips(pipeline, latents, cond, negative, scale, scanned, key, sink, noise_keys, **static)
+        pipeline, scale, scanned, key, edits = whole
+        latents, cond, negative, sink, noise_keys, edit_keys = clips
+        key = key if edit_keys is None else edit_keys
+        return _run_clips(pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, **static)
 
     def out_specs(axis):
         return PartitionSpec(axis), PartitionSpec(None, None, axis), PartitionSpec(axis)
 
-    whole, clips = (pipeline, scale, scanned, key), (latents, cond, negative, sink, noise_keys)
+    whole, clips = (pipeline, scale, scanned, key, edits), (latents, cond, negative, sink, noise_keys, edit_keys)
     return per_device(run, placement, whole, clips, latents.shape[0], out_specs)
 
 
@@ -223,17 +227,19 @@ def _run_clips(
     scales,
     scanned,
     key,
+    edits,
     sink,
     noise_keys,
     *,
     solver,
     taps,
-    edits,
     captures: Captures,
 ):
     """End state [B, ...], captures {name: [captured, rows, B, ...]} and the failing step [B]."""
     batch = latents.shape[0]
     both = None if negative is None else guidance.pair(cond, negative, batch)
+    if both is not None and key is not None and is_batched(key):
+        key = guidance.double(key)
 
     def evaluate(x, node: Node, scale, step_key, taps=()):
         """Velocity [B, ...] and captures {name: [rows, B, ...]}, guided or not."""
@@ -275,7 +281,7 @@ def _run_clips(
     def body(carry, scanned):
         x, memory, buffers, failed_at = carry
         (step, slot, number), scale = scanned
-        step_key = None if key is None else jax.random.fold_in(key, number)
+        step_key = None if key is None else _fold_in(key, number)
         if noise_keys is not None:
             step = step._replace(noise=jax.vmap(white_noise, (0, None, 0))(noise_keys, number, x))
 
@@ -289,7 +295,7 @@ def _run_clips(
 
     first = jax.tree.map(lambda leaf: leaf[0], scanned[0])
     last = jax.tree.map(lambda leaf: leaf[-1], scanned[0])
-    first_key = None if key is None else jax.random.fold_in(key, 0)
+    first_key = None if key is None else _fold_in(key, 0)
     first_scale, last_scale = (None, None) if scales is None else (scales[0], scales[-1])
     buffers = {}
     if captures.count and sink is None:
@@ -299,23 +305,24 @@ def _run_clips(
     carry = (latents, memory, buffers, jnp.full(batch, -1, jnp.int32))
     (x, _, buffers, failed_at), _ = jax.lax.scan(body, carry, (scanned, scales))
     if captures.end:
-        last_key = None if key is None else jax.random.fold_in(key, len(scanned[1]))
+        last_key = None if key is None else _fold_in(key, len(scanned[1]))
         captured = evaluate(x, last.end, last_scale, last_key, taps)[1]
         buffers = record(buffers, captured, jnp.int32(captures.count - 1))
     return x, buffers, failed_at
 
 
+def _fold_in(key: jax.Array, number) -> jax.Array:
+    """The key, or every clip's, of step `number`."""
+    return jax.vmap(jax.random.fold_in, (0, None))(key, number) if is_batched(key) else jax.random.fold_in(key, number)
+
+
 def _clip_keys(key: jax.Array, batch: int) -> jax.Array:
     """A key for each clip's noise, [batch], so that it does not depend on which device the clip is on."""
-    if _is_batched(key):
+    if is_batched(key):
         if key.shape != (batch,):
             raise ConfigError(f"key must be one key or one a clip, [{batch}], got {key.shape}")
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, _NOISE), jnp.arange(batch))
-
-
-def _is_batched(key: jax.Array) -> bool:
-    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim > 0
 
 
 def _announce(pipeline, latents: jax.Array, cond: Conditioning, taps: tuple[Tap, ...], plan: Plan) -> None:

@@ -195,6 +195,10 @@ class AB2(Solver):
     """Adams-Bashforth of two steps for uneven grids (Hairer, Norsett, Wanner, Solving ODEs I, III.5).
 
     The first step is Euler's: its local error O(h^2) is made once, so the trajectory stays second order.
+
+    A grid may have a tiny step where a noise level was put in to be read. Over it the difference of two velocities is mostly
+    rounding, which r would blow up in the step after; so the velocity before a step of less than an eighth of the last
+    distance is kept in its place, and r counts from there.
     """
 
     name: ClassVar[str] = "ab2"
@@ -206,11 +210,13 @@ class AB2(Solver):
 
     def step(self, velocity, x, start, step, memory):
         """x + h (v_i + r/2 (v_i - v_{i-1})); remembers v_i and h."""
-        previous, previous_size = memory
+        previous, distance = memory
         # No previous step: ratio 0 leaves Euler.
-        ratio = jnp.where(previous_size == 0, 0, step.size / jnp.where(previous_size == 0, 1, previous_size))
+        ratio = jnp.where(distance == 0, 0, step.size / jnp.where(distance == 0, 1, distance))
         mixed = jax.tree.map(lambda v, p: v + ratio / 2 * (v - p), start, previous)
-        return advance(x, step.size, mixed), (start, step.size)
+        tiny = jnp.abs(step.size) < jnp.abs(distance) / 8
+        kept = jax.tree.map(lambda v, p: jnp.where(tiny, p, v), start, previous)
+        return advance(x, step.size, mixed), (kept, jnp.where(tiny, distance + step.size, step.size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@
 (1, 4, 5, 5)
 """
 
-from jaxdiff.kernels.attention import attention, attention_with_frame_map
+from jaxdiff.kernels.attention import Between, attention, attention_with_frame_map
 from jaxdiff.kernels.convolution import conv2d
 from jaxdiff.kernels.rope import rope_3d, rotate_halves, rotate_pairs
 
-__all__ = ["attention", "attention_with_frame_map", "conv2d", "rope_3d", "rotate_halves", "rotate_pairs"]
+__all__ = ["Between", "attention", "attention_with_frame_map", "conv2d", "rope_3d", "rotate_halves", "rotate_pairs"]

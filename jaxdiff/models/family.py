@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.network import Network
+from jaxdiff.models.network import Network, Params
 from jaxdiff.models.text.prompt import TextConvention
 
 
@@ -51,11 +52,29 @@ class Family:
         """The velocity at the state x, where frames that an image fixes may have one of their own."""
         return velocity
 
+    def open_gates(self, transformer: Network) -> Params:
+        """The weights of a network with one added to every gate that scales a branch before it is added to the tokens.
+
+        Fresh weights leave these gates near zero, so that a block hardly changes what goes through it. For an untrained
+        control that mixes tokens at full strength.
+
+        Raises
+        ------
+        ConfigError : the family does not know its gates.
+        """
+        raise ConfigError(f"{type(self).__name__} does not say which of its weights are gates (Family.open_gates)")
+
     def example(self, transformer: Network, latents_shape: tuple[int, ...]) -> Conditioning:
         """Shapes of a conditioning of one clip that `validate` accepts, `jax.ShapeDtypeStruct` leaves."""
         length = self.text.max_length if self.text else 1
         text: Any = jax.ShapeDtypeStruct((1, length, transformer.config.text_dim), jnp.float32)
         return Conditioning(text=text)
+
+
+def open_rows(table: jax.Array, rows: tuple[int, ...] = (2, 5)) -> jax.Array:
+    """A modulation table [..., 6, D] with one added to the rows of its gates: by default those of (shift, scale, gate) of
+    attention, then of the MLP."""
+    return table.at[..., np.array(rows), :].add(1.0)
 
 
 def posterior_mode(vae: Network, video: jax.Array) -> jax.Array:

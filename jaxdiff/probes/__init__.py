@@ -5,13 +5,14 @@ made inside, intervals over scenes. *Published* (`published_protocol`): what the
 reported fold included, to show how much of a number the protocol makes.
 """
 
-from jaxdiff.probes import controls, statistics
+from jaxdiff.probes import capacity, controls, permutation, statistics
 from jaxdiff.probes.cross_validation import (
     PENALTIES,
     Choice,
     LinearProbeCV,
     NestedResult,
     nested_cross_validate,
+    nested_cross_validate_each,
 )
 from jaxdiff.probes.folds import grouped_folds
 from jaxdiff.probes.linear import LinearProbe
@@ -26,9 +27,12 @@ __all__ = [
     "LinearProbeCV",
     "NestedResult",
     "PublishedResult",
+    "capacity",
     "controls",
     "grouped_folds",
     "nested_cross_validate",
+    "nested_cross_validate_each",
+    "permutation",
     "published_protocol",
     "statistics",
 ]

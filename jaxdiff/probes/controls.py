@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.probes.inputs import check_features
-from jaxdiff.probes.statistics import permute_labels
+from jaxdiff.probes.inputs import check_features, check_groups, one_per_clip
+from jaxdiff.probes.permutation import permute_labels
 
 
 def shuffle_labels(y: Any, groups: Any, *, seed: int = 0) -> np.ndarray:
@@ -55,3 +55,29 @@ def between_frame_products(frame_means: Any) -> np.ndarray:
     x = x.astype(np.float32) - x.astype(np.float32).mean(1, keepdims=True)
     first, second = np.triu_indices(x.shape[1])
     return (x[:, first] * x[:, second]).reshape(len(x), -1)
+
+
+def control_labels(attribute: Any, groups: Any, *, seed: int = 0) -> np.ndarray:
+    """Control task: a random label for each value of `attribute` [n], True for half of the values: bool [n].
+
+    A probe tells them on held-out scenes only by knowing the values again, so the attribute has to recur: were it the
+    scene itself, nothing could be told on held-out ones and selectivity would be an accuracy minus chance.
+
+    Raises
+    ------
+    ConfigError
+        The attribute has fewer than two values, or one of them occurs in one group alone.
+    """
+    attribute = np.asarray(attribute)
+    codes = check_groups(groups, len(attribute))
+    values, of_clip = np.unique(one_per_clip(attribute, len(codes), "attribute"), return_inverse=True)
+    if len(values) < 2:
+        raise ConfigError("the attribute has one value only; a control task needs two to tell apart")
+    alone = [v for k, v in enumerate(values.tolist()) if len(np.unique(codes[of_clip == k])) < 2]
+    if alone:
+        raise ConfigError(
+            f"{alone[0]!r} and {len(alone) - 1} more of {len(values)} values of the attribute occur in one group alone: "
+            "what never recurs cannot be told on held-out groups; use an attribute that does, such as a colour"
+        )
+    labels = np.arange(len(values)) < len(values) // 2
+    return np.random.default_rng(seed).permutation(labels)[of_clip]

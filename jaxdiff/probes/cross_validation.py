@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxdiff.probes.inputs import (
     one_per_clip,
 )
 from jaxdiff.probes.linear import LinearProbe
+from jaxdiff.probes.permutation import CROSSED
 from jaxdiff.probes.solver import fit_all
 
 PENALTIES = tuple(10.0**k for k in range(-2, 6))
@@ -66,12 +68,12 @@ class NestedResult:
         As given (labels as bool).
     penalties : [P]
     grid, grid_interval : dict name -> [C], [C, 2]
-        Outer accuracy of every cell with only its penalty chosen inside, for the heatmap, and its intervals.
-        The best cell of the grid is a best of many and is biased upwards.
+        Outer accuracy of every cell with only its penalty chosen inside, for the heatmap, and its intervals
+        (`permutation.CROSSED` wider than a bootstrap's: no choice makes the folds independent). The best cell of the grid is a best of many and is biased upwards.
     mean_accuracy, mean_interval : dict name -> float, Interval
         Mean over all cells: a score without any choice of cell.
     cells : dict name -> [R, C, n] float32
-        Held-out margins behind `grid`, for `statistics.max_statistic`.
+        Held-out margins behind `grid`, for `permutation.max_statistic`.
     inner_accuracy, outer_accuracy : dict name -> [R, O, C, P]
         Accuracy on the inner validation folds, and on the outer test fold after refitting, for every penalty.
     """
@@ -112,6 +114,7 @@ def nested_cross_validate(
     repeats: int = 1,
     seed: int = 0,
     strata: Any = None,
+    matched: Any = None,
     draws: int = statistics.DRAWS,
 ) -> NestedResult:
     """Accuracy of a linear probe whose candidate and penalty are chosen without the clips it is scored on.
@@ -134,6 +137,8 @@ def nested_cross_validate(
         Folds and how often to deal them anew; repeat r has its own folds. Deterministic by `seed`.
     strata : [n], optional
         Category of each clip, balanced over folds.
+    matched : [n], optional
+        Sets inside the groups within which pairs are compared; the groups themselves by default.
     draws : int
         Bootstrap draws for the intervals.
 
@@ -148,63 +153,57 @@ def nested_cross_validate(
         A fit did not converge.
     """
     sets = named_candidates(X)
+    y = check_labels(y, next(iter(sets.values())).shape[1])
+    return nested_cross_validate_each(
+        sets, y[None], groups, penalties=penalties, outer=outer, inner=inner, repeats=repeats, seed=seed,
+        strata=strata, matched=matched, draws=draws,
+    )[0]  # fmt: skip
+
+
+def nested_cross_validate_each(
+    X: Any,
+    labels: Any,
+    groups: Any,
+    *,
+    penalties: Any = PENALTIES,
+    outer: int = 5,
+    inner: int = 5,
+    repeats: int = 1,
+    seed: int | Sequence[int] = 0,
+    strata: Any = None,
+    matched: Any = None,
+    draws: int = statistics.DRAWS,
+) -> list[NestedResult]:
+    """`nested_cross_validate` of several labelings `labels` [L, n] of the same clips, all in one batched solve.
+
+    On labels exchanged inside groups (`permutation.permute_labels`) this is the null of the whole procedure, every choice
+    and every fit included. `seed` is one for all, or one a labeling; everything else is as there.
+    """
+    sets = named_candidates(X)
     clips = next(iter(sets.values())).shape[1]
-    y = check_labels(y, clips)
+    checked = [check_labels(y, clips) for y in labels]
     groups = np.asarray(groups)
     check_groups(groups, clips)
     penalties = check_penalties(penalties)
     if repeats < 1:
         raise ConfigError(f"{repeats} repeats; at least 1 is needed")
-    strongest_first = np.argsort(-penalties, kind="stable")
-    penalties = penalties[strongest_first]
-    train, held, folds = nested_splits(groups, y, strata, outer, inner, repeats, seed)
-    shape = train.shape[:3]  # repeats, outer, inner + 1; the last split refits on all inner clips
-    scores = {name: _score_set(array, y, train, held, penalties) for name, array in sets.items()}
-
-    counts = held[:, :, :-1].sum((2, 3))[..., None, None]
-    accuracy = {name: score.hits[:, :, :-1].sum(2) / counts for name, score in scores.items()}
-    losses = {name: score.losses[:, :, :-1].sum(2) / counts for name, score in scores.items()}
-    chosen, predictions, training = [], np.zeros((repeats, clips), np.float32), []
-    for repeat, fold in np.ndindex(*shape[:2]):
-        best = {name: _best(accuracy[name][repeat, fold], losses[name][repeat, fold]) for name in sets}
-        # max keeps the first of equals, so ties go to the earlier name.
-        name = max(best, key=lambda name: best[name][0])
-        (rate, _), (candidate, penalty) = best[name]
-        chosen.append(Choice(repeat, fold, name, candidate, float(penalties[penalty]), rate))
-        out = held[repeat, fold, -1]
-        predictions[repeat, out] = scores[name].margins[repeat, candidate, penalty, out]
-        fitted = scores[name].training[repeat, fold, candidate, penalty]
-        training.append(fitted / train[repeat, fold, -1].sum())
-
-    cells = {name: _cells(scores[name], accuracy[name], losses[name], held) for name in sets}
-    rates = {name: statistics.hits(margins, y).mean(0) for name, margins in cells.items()}
-    hits = statistics.hits(predictions, y).mean(0)
-    bootstrap = functools.partial(statistics.cluster_bootstrap, groups=groups, draws=draws, conditional_on=NESTED)
-    codes = check_groups(groups, clips)
-    paired = np.any((np.bincount(codes, y) > 0) & (np.bincount(codes, ~y) > 0))
-    tested = held[:, :, -1].sum(2)[..., None, None]
-    return NestedResult(
-        accuracy=float(hits.mean()),
-        interval=bootstrap(hits),
-        pairwise=statistics.pairwise_accuracy(predictions, y, groups) if paired else None,
-        pairwise_interval=statistics.pairwise_interval(predictions, y, groups, draws=draws, conditional_on=NESTED)
-        if paired
-        else None,
-        training_accuracy=float(np.mean(training)),
-        chosen=tuple(chosen),
-        predictions=predictions,
-        folds=folds,
-        labels=y,
-        groups=groups,
-        penalties=penalties,
-        grid={name: rate.mean(1) for name, rate in rates.items()},
-        grid_interval={name: statistics.bootstrap_cells(rate, groups, draws=draws) for name, rate in rates.items()},
-        mean_accuracy={name: float(rate.mean()) for name, rate in rates.items()},
-        mean_interval={name: bootstrap(rate.mean(0)) for name, rate in rates.items()},
-        cells=cells,
-        inner_accuracy=accuracy,
-        outer_accuracy={name: score.hits[:, :, -1] / tested for name, score in scores.items()},
-    )
+    seeds = [seed] * len(checked) if isinstance(seed, int | np.integer) else list(seed)
+    if not checked or len(seeds) != len(checked):
+        raise ConfigError(f"{len(seeds)} seeds for {len(checked)} labelings; give at least one labeling, one seed each")
+    penalties = penalties[np.argsort(-penalties, kind="stable")]
+    splits = [nested_splits(groups, y, strata, outer, inner, repeats, s) for y, s in zip(checked, seeds, strict=True)]
+    # Labelings ride on the axis of repeats.
+    train, held, folds = (np.concatenate(part) for part in zip(*splits, strict=True))
+    every = np.repeat(checked, repeats, axis=0)
+    scores = {name: _score_set(array, every, train, held, penalties) for name, array in sets.items()}
+    parts = [slice(k * repeats, (k + 1) * repeats) for k in range(len(checked))]
+    return [
+        _judge(
+            {name: score.of(part) for name, score in scores.items()},
+            y, groups, train[part], held[part], folds[part], penalties, matched, draws,
+        )
+        for y, part in zip(checked, parts, strict=True)
+    ]  # fmt: skip
 
 
 class _Scores(NamedTuple):
@@ -218,11 +217,16 @@ class _Scores(NamedTuple):
     training: np.ndarray
     margins: np.ndarray
 
+    def of(self, repeats: slice) -> "_Scores":
+        return _Scores(*(part[repeats] for part in self))
 
-def _score_set(X, y, train, held, penalties) -> _Scores:
-    """Fit all splits of all candidates [C, n, D] and score them on the device, a few candidates at a time."""
+
+def _score_set(X, labels, train, held, penalties) -> _Scores:
+    """Fit all splits [R, O, I + 1, n] of all candidates [C, n, D] to `labels` [R, n] and score them on the device, a few
+    candidates at a time."""
     shape, clips = train.shape[:-1], train.shape[-1]
     flat_train, flat_held = train.reshape(-1, clips), held.reshape(-1, clips)
+    y = np.broadcast_to(labels[:, None, None], train.shape).reshape(-1, clips)
     parts = []
     for _, fits in fit_all(X, y, flat_train, penalties):
         parts.append([np.asarray(part) for part in _score(fits.margins, y, flat_train, flat_held, shape)])
@@ -241,8 +245,8 @@ def _score_set(X, y, train, held, penalties) -> _Scores:
 def _score(margins, labels, train, held, shape):
     """Sums over clips of held-out hits, held-out log losses and training hits, [sets, P, F] each.
 
-    And the held-out margins [sets, P, R, n] of each outer fold's last split, put together. `shape` is
-    (R, O, I + 1).
+    And the held-out margins [sets, P, R, n] of each outer fold's last split, put together. `labels`, `train` and `held`
+    are [F, n], `shape` is (R, O, I + 1).
     """
     signs = jnp.where(labels, 1.0, -1.0)
     hit = 0.5 + 0.5 * jnp.sign(margins) * signs
@@ -256,23 +260,87 @@ def _score(margins, labels, train, held, shape):
     )
 
 
-def _best(accuracy: np.ndarray, losses: np.ndarray) -> tuple[tuple[float, float], tuple[int, ...]]:
-    """Largest accuracy, then smallest loss, then first, of arrays [..., P]: ((accuracy, -loss), index)."""
-    # Sums of hits are exact; the division may differ in the last bit, and must not break a tie.
-    top = accuracy >= accuracy.max() - 1e-9
-    index = np.unravel_index(np.argmin(np.where(top, losses, np.inf)), accuracy.shape)
-    return (round(float(accuracy[index]), 9), -float(losses[index])), tuple(int(i) for i in index)
+def _judge(scores, y, groups, train, held, folds, penalties, matched, draws) -> NestedResult:
+    """Choose by the inner folds of one labeling, and score the choices by the outer ones."""
+    repeats, outer, _, clips = train.shape
+    counts = held[:, :, :-1].sum((2, 3))[..., None, None]
+    accuracy = {name: score.hits[:, :, :-1].sum(2) / counts for name, score in scores.items()}
+    losses = {name: score.losses[:, :, :-1].sum(2) / counts for name, score in scores.items()}
+    best = {name: _best(_flat(accuracy[name]), _flat(losses[name])) for name in scores}
+    chosen, predictions, training = [], np.zeros((repeats, clips), np.float32), []
+    for repeat, fold in np.ndindex(repeats, outer):
 
+        def worth(name, at=(repeat, fold)):
+            index = int(best[name][at])
+            rate, loss = (float(_flat(part[name])[at][index]) for part in (accuracy, losses))
+            return round(rate, 9), -loss
 
-def _cells(scores: _Scores, accuracy: np.ndarray, losses: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Held-out margins [R, C, n] of every cell, each outer fold with the penalty its inner folds choose."""
-    repeats, outer, candidates, _ = accuracy.shape
-    margins = np.zeros((repeats, candidates, held.shape[-1]), np.float32)
-    for repeat, fold, cell in np.ndindex(repeats, outer, candidates):
-        _, (penalty,) = _best(accuracy[repeat, fold, cell], losses[repeat, fold, cell])
+        # max keeps the first of equals, so ties go to the earlier name.
+        name = max(scores, key=worth)
+        candidate, penalty = (int(i) for i in divmod(int(best[name][repeat, fold]), len(penalties)))
+        chosen.append(Choice(repeat, fold, name, candidate, float(penalties[penalty]), worth(name)[0]))
         out = held[repeat, fold, -1]
-        margins[repeat, cell, out] = scores.margins[repeat, cell, penalty, out]
-    return margins
+        predictions[repeat, out] = scores[name].margins[repeat, candidate, penalty, out]
+        fitted = scores[name].training[repeat, fold, candidate, penalty]
+        training.append(fitted / train[repeat, fold, -1].sum())
+
+    cells = {name: _cells(scores[name].margins, _best(accuracy[name], losses[name]), folds) for name in scores}
+    rates = {name: statistics.hits(margins, y).mean(0) for name, margins in cells.items()}
+    hits = statistics.hits(predictions, y).mean(0)
+    bootstrap = functools.partial(statistics.cluster_bootstrap, groups=groups, draws=draws, conditional_on=NESTED)
+    of_cells = functools.partial(statistics.bootstrap_cells, groups=groups, draws=draws, wider=CROSSED)
+    codes = check_groups(groups if matched is None else matched, clips)
+    paired = np.any((np.bincount(codes, y) > 0) & (np.bincount(codes, ~y) > 0))
+    pairwise, pairwise_interval = None, None
+    if paired:
+        right, pairs = statistics.pairs_by_group(predictions, y, groups, matched)
+        pairwise = float(right.sum() / pairs.sum())
+        pairwise_interval = statistics.pairwise_interval(
+            predictions, y, groups, matched=matched, draws=draws, conditional_on=NESTED
+        )
+    tested = held[:, :, -1].sum(2)[..., None, None]
+    return NestedResult(
+        accuracy=float(hits.mean()),
+        interval=bootstrap(hits),
+        pairwise=pairwise,
+        pairwise_interval=pairwise_interval,
+        training_accuracy=float(np.mean(training)),
+        chosen=tuple(chosen),
+        predictions=predictions,
+        folds=folds,
+        labels=y,
+        groups=groups,
+        penalties=penalties,
+        grid={name: rate.mean(1) for name, rate in rates.items()},
+        grid_interval={name: of_cells(rate) for name, rate in rates.items()},
+        mean_accuracy={name: float(rate.mean()) for name, rate in rates.items()},
+        mean_interval={
+            name: statistics.Interval(*of_cells(rate.mean(0, keepdims=True))[0].tolist())
+            for name, rate in rates.items()
+        },
+        cells=cells,
+        inner_accuracy=accuracy,
+        outer_accuracy={name: score.hits[:, :, -1] / tested for name, score in scores.items()},
+    )
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """[R, O, C, P] as [R, O, C * P]."""
+    return array.reshape(*array.shape[:2], -1)
+
+
+def _best(accuracy: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Index along the last axis of the largest accuracy, then the smallest loss, then the first."""
+    # Sums of hits are exact; the division may differ in the last bit, and must not break a tie.
+    top = accuracy >= accuracy.max(-1, keepdims=True) - 1e-9
+    return np.argmin(np.where(top, losses, np.inf), -1)
+
+
+def _cells(margins: np.ndarray, penalty: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Held-out margins [R, C, n] of every cell out of `margins` [R, C, P, n], each outer fold with the `penalty` [R, O, C]
+    that its inner folds chose."""
+    of_clip = np.take_along_axis(np.moveaxis(penalty, 1, 2), folds[:, None], 2)  # [R, C, n]
+    return np.take_along_axis(margins, of_clip[:, :, None], 2)[:, :, 0]
 
 
 class LinearProbeCV(LinearProbe):
@@ -314,10 +382,10 @@ class LinearProbeCV(LinearProbe):
         fold = grouped_folds(groups, self.folds, strata=strata, y=label, seed=self.seed)
         held = fold == np.arange(self.folds)[:, None]
         check_classes(~held, label)
-        scores = _score_set(features[None], label, ~held[None, None], held[None, None], self.penalties)
+        scores = _score_set(features[None], label[None], ~held[None, None], held[None, None], self.penalties)
         accuracy = scores.hits[0, 0, :, 0].sum(0) / len(label)
         losses = scores.losses[0, 0, :, 0].sum(0) / len(label)
-        _, (best,) = _best(accuracy, losses)
+        best = _best(accuracy, losses)
         self.penalty = float(self.penalties[best])
         self.scores_ = dict(zip(self.penalties.tolist(), accuracy.tolist(), strict=True))
         super().fit(X, y)

@@ -124,3 +124,13 @@ def one_per_clip(values: Sequence[Any] | np.ndarray, clips: int, name: str) -> n
     if values.ndim != 1 or len(values) != clips:
         raise ConfigError(f"{name} has shape {values.shape} for {clips} clips; give one entry per clip")
     return values
+
+
+def check_margins(margins: Any, clips: int) -> np.ndarray:
+    """Margins [..., clips] as an array; raises ConfigError where the length differs or one is not finite."""
+    margins = np.asarray(margins)
+    if margins.ndim < 1 or margins.shape[-1] != clips:
+        raise ConfigError(f"margins have shape {margins.shape} for {clips} clips; expected [n] or [..., n]")
+    if not np.all(np.isfinite(margins)):
+        raise ConfigError(f"{int((~np.isfinite(margins)).sum())} margins are not finite; pass held-out clips only")
+    return margins

@@ -17,7 +17,8 @@ HIDDEN = 1e-7  # and up to this share so are those that float32 cannot resolve a
 ROUNDING = 5e-7  # relative error of a float32 objective
 NEWTON_LIMIT = 60  # steps per penalty; 2 to 8 are usual
 CG_LIMIT = 80  # conjugate gradient iterations per step
-CG_RESIDUAL = 0.3  # of the gradient in the preconditioner's norm: tight inner solves do not pay
+CG_RESIDUAL = 0.1  # of the gradient in the preconditioner's norm: a Newton step costs as much as five iterations
+SECANT = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 9.0)  # multiples of the last change that are tried at the next penalty
 DECREMENT = 1e-5  # of the objective: a step that gains less is solved tightly, as perhaps the last
 TIGHT_LIMIT = 500  # conjugate gradient iterations of such a step
 SHORTER = 0.5  # factor by which a step that is too long is shortened
@@ -155,48 +156,56 @@ def _newton_step(problem: Problem, penalty, state: State, done, exact: bool):
     gap = (left(gradient) + noise) / scale
     active = ~done & ~(gap <= TOLERANCE)
     enough, allowed = DECREMENT * scale, 0.5 * TOLERANCE * scale - noise
-    (da, _), unsure = _conjugate_gradients(times, gradient, diagonal, active, left, enough, allowed)
-    spread = da @ basis.T
-    weights = inverse * spread
-    moved = weights @ x.T
-    # The intercept that is best with these weights as they move the margins, in quasi-Newton steps too: at strong
-    # penalties a small share of the objective, but not of the margins, depends on it.
-    db = -(pull + weight * moved).sum(1) / total
-    moved = moved + db[:, None]
-    cross, own = (state.spread * weights).sum(1), (spread * weights).sum(1)
-    slope = (pull * moved).sum(1) + penalty * cross
 
-    # Whether a step is too long is decided once and carried: a loop's condition and its body may round the same
-    # expression differently, and would then wait for each other for ever.
-    def at(size):
-        loss = _loss(problem, state.margins + size[:, None] * moved)
-        square = state.square + 2 * size * cross + size**2 * own
-        # Float32 sums cannot tell changes of the objective below their own rounding.
-        allowed = objective * (1 + ROUNDING) + 1e-4 * size * slope
-        return size, loss, square, ~(loss + 0.5 * penalty * square <= allowed) & (size > 0)
+    def advance():
+        (da, _), unsure = _conjugate_gradients(times, gradient, diagonal, active, left, enough, allowed)
+        spread = da @ basis.T
+        weights = inverse * spread
+        moved = weights @ x.T
+        # The intercept that is best with these weights as they move the margins, in quasi-Newton steps too: at strong
+        # penalties a small share of the objective, but not of the margins, depends on it.
+        db = -(pull + weight * moved).sum(1) / total
+        moved = moved + db[:, None]
+        cross, own = (state.spread * weights).sum(1), (spread * weights).sum(1)
+        slope = (pull * moved).sum(1) + penalty * cross
 
-    def shorten(trial):
-        size, _, _, too_far = trial
-        return at(jnp.where(too_far, jnp.where(size > 1e-3, SHORTER * size, 0), size))
+        # Whether a step is too long is decided once and carried: a loop's condition and its body may round the same
+        # expression differently, and would then wait for each other for ever.
+        def at(size):
+            loss = _loss(problem, state.margins + size[:, None] * moved)
+            square = state.square + 2 * size * cross + size**2 * own
+            # Float32 sums cannot tell changes of the objective below their own rounding.
+            allowed = objective * (1 + ROUNDING) + 1e-4 * size * slope
+            return size, loss, square, ~(loss + 0.5 * penalty * square <= allowed) & (size > 0)
 
-    untried = jnp.where(active, 1 / SHORTER, 0.0), state.loss, state.square, active  # the loop's first step is 1
-    size, loss, square, _ = jax.lax.while_loop(lambda trial: jnp.any(trial[-1]), shorten, untried)
-    after = State(
-        state.a + size[:, None] * da,
-        state.intercept + size * db,
-        state.spread + size[:, None] * spread,
-        state.margins + size[:, None] * moved,
-        loss,
-        square,
-    )
-    return after, gap, (size == 0) | unsure
+        def shorten(trial):
+            size, _, _, too_far = trial
+            return at(jnp.where(too_far, jnp.where(size > 1e-3, SHORTER * size, 0), size))
+
+        untried = jnp.where(active, 1 / SHORTER, 0.0), state.loss, state.square, active  # the loop's first step is 1
+        size, loss, square, _ = jax.lax.while_loop(lambda trial: jnp.any(trial[-1]), shorten, untried)
+        after = State(
+            state.a + size[:, None] * da,
+            state.intercept + size * db,
+            state.spread + size[:, None] * spread,
+            state.margins + size[:, None] * moved,
+            loss,
+            square,
+        )
+        return after, (size == 0) | unsure
+
+    # At every penalty the last step only finds that all columns are done.
+    after, stuck = jax.lax.cond(jnp.any(active), advance, lambda: (state, jnp.zeros_like(active)))
+    return after, gap, stuck
 
 
 def newton_path(problem: Problem, penalties, wanted, exact: bool) -> tuple[State, jax.Array]:
     """Solve the columns `wanted` [F] from `penalties[0]` to the last. Returns per penalty [P] the state and gaps."""
     columns, clips = problem.train.shape
 
-    def at_penalty(state, penalty):
+    def at_penalty(path, penalty):
+        state = _extrapolated(problem, penalty, *path)
+
         def unfinished(carry):
             return ~jnp.all(carry[2]) & (carry[3] < NEWTON_LIMIT)
 
@@ -207,9 +216,41 @@ def newton_path(problem: Problem, penalties, wanted, exact: bool) -> tuple[State
 
         carry = state, jnp.full(columns, jnp.inf), ~wanted, 0
         state, gaps, _, _ = jax.lax.while_loop(unfinished, iterate, carry)
-        return state, (state, gaps)
+        return (path[1], state), (state, gaps)
 
     margins, zero = jnp.zeros((columns, clips)), jnp.zeros(columns)
     a, spread = (jnp.zeros((columns, size)) for size in problem.basis.shape[::-1])
     start = State(a, zero, spread, margins, problem.train.sum(1) * jnp.log(2.0), zero)
-    return jax.lax.scan(at_penalty, start, penalties)[1]
+    return jax.lax.scan(at_penalty, (start, start), penalties)[1]
+
+
+def _extrapolated(problem: Problem, penalty, before: State, last: State) -> State:
+    """Where to start at the next penalty: each column the best of some points on the line through its last two solutions.
+
+    Everything in a state is linear along it, or quadratic, so that no product with the features is needed.
+    """
+    change = jax.tree.map(jnp.subtract, last, before)
+    inverse = problem.inverse
+    cross, own = ((inverse * part * change.spread).sum(1) for part in (last.spread, change.spread))
+
+    def at(factor):
+        loss = _loss(problem, last.margins + factor * change.margins)
+        square = last.square + 2 * factor * cross + factor**2 * own
+        return loss, square, loss + 0.5 * penalty * square
+
+    factors = jnp.array(SECANT)
+    losses, squares, objectives = jax.lax.map(at, factors)
+    best = jnp.argmin(objectives, 0)
+    factor = factors[best]
+
+    def pick(values):
+        return jnp.take_along_axis(values, best[None], 0)[0]
+
+    return State(
+        last.a + factor[:, None] * change.a,
+        last.intercept + factor * change.intercept,
+        last.spread + factor[:, None] * change.spread,
+        last.margins + factor[:, None] * change.margins,
+        pick(losses),
+        pick(squares),
+    )

@@ -23,6 +23,8 @@ its objective. As the objective is strongly convex, that bounds what is left to 
 hides is added. A Newton decrement would not do: that of an inner solve cut short is too small, by any factor
 where H is ill-conditioned, and clips that saturate take curvature away. It only tells when to solve tightly.
 
+Where there are no more features than clips, the exact Hessian costs hardly more and is used at once.
+
 A few columns for which all this fails are left to `LinearProbe`, in float64 on the host. Many (training variances
 that float32 cannot tell from the shared matrix, as of a feature with one huge outlier in the held-out fold) are first
 solved with the exact Hessian and then each alone, in units and a rotation of its own; what is left for float64 are
@@ -44,7 +46,9 @@ from jaxdiff.probes.newton import QUASI_SPREAD, TOLERANCE, Problem, newton_path
 
 SPREAD = 8.0  # largest total over training variance for the shared matrix
 FEW = 4  # unsolved columns a set that go straight to float64: two more programs to compile would not pay
-WIDTH = 128  # features are padded to multiples of it
+FEW_NARROW = 16  # where float64 costs little
+WIDTH = 128  # features are padded to multiples of it, few of them to one of
+NARROW = (16, 32, 64)
 WELL_CONDITIONED = 1e-4  # smallest eigenvalue over largest for which an n x n kernel is accurate in float32
 
 
@@ -203,7 +207,9 @@ def fit_all(
     labels = np.broadcast_to(labels, train.shape)
     arguments = jnp.asarray(labels), jnp.asarray(train), strongest_first
     candidates, clips, features = X.shape
-    padding = -features % WIDTH  # features that are constant change no fit; few widths are few programs to compile
+    # Features that are constant change no fit; few widths are few programs to compile.
+    padding = next((width for width in NARROW if width >= features), features + -features % WIDTH) - features
+    narrow = features <= clips
     together = min(_sets_at_once(clips, len(train), features + padding), candidates)
     everything = jnp.ones((together, len(train)), bool)
     for start in range(0, candidates, together):
@@ -212,18 +218,18 @@ def fit_all(
         if real < together:  # one shape, one compilation
             chunk = np.concatenate([chunk, np.repeat(chunk[-1:], together - real, 0)])
         x = jnp.asarray(np.pad(chunk, ((0, 0), (0, 0), (0, padding))))
-        fits = _fit_sets(x, everything, *arguments, weights=weights)
+        fits = _fit_sets(x, everything, *arguments, exact=narrow, weights=weights)
         poor = _poor(fits)
-        many = poor[:real].sum() > FEW * real
-        if many:
+        many = poor[:real].sum() > (FEW_NARROW if narrow else FEW) * real
+        if many and not narrow:
             again = _fit_sets(x, jnp.asarray(poor), *arguments, exact=True, weights=weights)
             fits = Fits(*(jnp.where(_over(poor, old), new, old) for new, old in zip(again, fits, strict=True)))
             poor = _poor(fits)
         fits = Fits(*(leaf[:real] for leaf in fits))
+        for at, column in np.argwhere(poor[:real]).tolist():
+            fits = _refit_alone(fits, x, chunk, labels, train, strongest_first, at, column, start, weights, many)
         if weights:
             fits = fits._replace(coefficients=fits.coefficients[..., :features])
-        for at, column in np.argwhere(poor[:real]).tolist():
-            fits = _refit_alone(fits, chunk, labels, train, strongest_first, at, column, start, weights, many)
         yield slice(start, start + real), Fits(*(leaf[:, back] for leaf in fits))
 
 
@@ -237,13 +243,13 @@ def _over(columns: np.ndarray, leaf: jax.Array) -> jax.Array:
     return jnp.asarray(columns)[:, None].reshape(columns.shape[0], 1, columns.shape[1], *[1] * (leaf.ndim - 3))
 
 
-def _refit_alone(fits, chunk, labels, train, penalties, at, column, start, weights, many) -> Fits:
+def _refit_alone(fits, x, chunk, labels, train, penalties, at, column, start, weights, many) -> Fits:
     """Replace what is unsolved of one column of one set: in float64, after a rotation of its own if there are many."""
     single = slice(column, column + 1)
     alone = Fits(*(leaf[at : at + 1, :, single] for leaf in fits))
     if many:
-        x, one = jnp.asarray(chunk[at : at + 1]), jnp.ones((1, 1), bool)
-        alone = _fit_sets(x, one, jnp.asarray(labels[single]), jnp.asarray(train[single]), penalties, weights=weights)
+        arguments = jnp.asarray(labels[single]), jnp.asarray(train[single]), penalties
+        alone = _fit_sets(x[at : at + 1], jnp.ones((1, 1), bool), *arguments, weights=weights)
     margins, gaps, coefficients, intercepts = (np.array(leaf[0, :, 0]) for leaf in alone)
     rows = train[column]
     for p in np.flatnonzero(~(gaps <= TOLERANCE)):
@@ -252,6 +258,7 @@ def _refit_alone(fits, chunk, labels, train, penalties, at, column, start, weigh
         except CheckFailed as error:
             raise CheckFailed(f"candidate {start + at}, column {column}: {error}") from error
         margins[p], gaps[p] = probe.decision_function(chunk[at]), 0
-        coefficients[p], intercepts[p] = probe.coef_ if weights else (), probe.intercept_
+        coefficients[p, : len(probe.coef_)] = probe.coef_ if weights else ()
+        intercepts[p] = probe.intercept_
     new = margins, gaps, coefficients, intercepts
     return Fits(*(old.at[at, :, column].set(leaf) for old, leaf in zip(fits, new, strict=True)))

@@ -1,20 +1,20 @@
-"""What a probe's margins are worth: accuracies, intervals over scenes, and tests that keep scenes together.
+"""What a probe's margins are worth: accuracies and rankings, with intervals over scenes.
 
 Conventions: `margins` [n] or [repeats, n] are positive where the probe says True ("possible"), `y` [n] is
 bool, `groups` [n] names the scene (quadruplet) of each clip. Clips of one scene are not independent, so
 everything that speaks of uncertainty draws whole groups. No interval here refits anything: each one says so in
-`conditional_on`.
+`conditional_on`. Where pairs are compared inside sets smaller than a group (InfLevel), `matched` [n] names them.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.probes.inputs import check_groups, check_labels, one_per_clip
+from jaxdiff.probes.inputs import check_groups, check_labels, check_margins, one_per_clip
 
 GIVEN_FITS = "the fitted probes and the folds they were fitted on; only scenes are drawn anew"
 DRAWS = 10_000
@@ -39,35 +39,10 @@ class Interval:
         return self.low <= value <= self.high
 
 
-class Permutations(NamedTuple):
-    """A permutation test: share of relabelings at least as good, the statistic, its null distribution."""
-
-    p: float
-    statistic: float
-    null: np.ndarray
-
-
-class MaxStatistic(NamedTuple):
-    """Family-wise test of many cells: adjusted p [cells], and the accuracy that gives p <= .05."""
-
-    p: np.ndarray
-    threshold: float
-    null: np.ndarray
-
-
-def _margins(margins: Any, clips: int) -> np.ndarray:
-    margins = np.asarray(margins)
-    if margins.ndim < 1 or margins.shape[-1] != clips:
-        raise ConfigError(f"margins have shape {margins.shape} for {clips} clips; expected [n] or [..., n]")
-    if not np.all(np.isfinite(margins)):
-        raise ConfigError(f"{int((~np.isfinite(margins)).sum())} margins are not finite; pass held-out clips only")
-    return margins
-
-
 def hits(margins: Any, y: Any) -> np.ndarray:
     """1 where the margin has the label's sign, 0 where not, 0.5 for a margin of 0; shape of `margins`."""
     y = check_labels(y, both=False)
-    return 0.5 + 0.5 * np.sign(_margins(margins, len(y))) * np.where(y, 1, -1)
+    return 0.5 + 0.5 * np.sign(check_margins(margins, len(y))) * np.where(y, 1, -1)
 
 
 def accuracy(margins: Any, y: Any) -> float:
@@ -76,15 +51,14 @@ def accuracy(margins: Any, y: Any) -> float:
 
 
 def _pairs(margins: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per group: pairs ranked right (ties one half, mean over repeats) and pairs, both [G]."""
+    """Per group: pairs ranked right, ties one half, [rows, G] of margins [rows, n]; and pairs, [G]."""
     count = groups.max() + 1
     order = np.argsort(groups, kind="stable")
-    right, pairs = np.zeros(count), np.zeros(count)
-    flat = margins.reshape(-1, margins.shape[-1])
+    right, pairs = np.zeros((len(margins), count)), np.zeros(count)
     for group, clips in enumerate(np.split(order, np.cumsum(np.bincount(groups))[:-1])):
-        difference = flat[:, clips[y[clips]], None] - flat[:, None, clips[~y[clips]]]
+        difference = margins[:, clips[y[clips]], None] - margins[:, None, clips[~y[clips]]]
         pairs[group] = difference[0].size
-        right[group] = (0.5 + 0.5 * np.sign(difference)).sum() / len(flat)
+        right[:, group] = (0.5 + 0.5 * np.sign(difference)).sum((1, 2))
     return right, pairs
 
 
@@ -93,32 +67,56 @@ def pairwise_accuracy(margins: Any, y: Any, groups: Any) -> float:
 
     Raises ConfigError where no group holds both labels.
     """
-    return _with_pairs(margins, y, groups)[0]
+    right, pairs = pairs_by_group(margins, y, groups)
+    return float(right.sum() / pairs.sum())
+
+
+def pairwise_accuracies(margins: Any, y: Any, groups: Any) -> np.ndarray:
+    """`pairwise_accuracy` of each row of `margins` [rows, n]."""
+    y = check_labels(y)
+    right, pairs = _pairs(check_margins(margins, len(y)), y, check_groups(groups, len(y)))
+    _some_pairs(pairs)
+    return right.sum(1) / pairs.sum()
 
 
 def pairwise_interval(
-    margins: Any, y: Any, groups: Any, *, draws: int = DRAWS, seed: int = 0, conditional_on: str = GIVEN_FITS
+    margins: Any,
+    y: Any,
+    groups: Any,
+    *,
+    matched: Any = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    conditional_on: str = GIVEN_FITS,
 ) -> Interval:
-    """95 % cluster bootstrap interval of `pairwise_accuracy`."""
-    _, right, pairs = _with_pairs(margins, y, groups)
+    """95 % cluster bootstrap interval of `pairwise_accuracy`: of the pairs inside `matched`, over `groups`."""
+    right, pairs = pairs_by_group(margins, y, groups, matched)
     return _intervals(right[None], pairs, draws, seed, conditional_on)[0]
 
 
-def pairs_by_group(margins: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray]:
+def pairs_by_group(margins: Any, y: Any, groups: Any, matched: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Of every group, in the order of `np.unique(groups)`: pairs ranked right (mean over repeats) and pairs, both [G].
 
-    Their sums' ratio is `pairwise_accuracy`. Raises ConfigError where no group holds both labels.
+    Their sums' ratio is `pairwise_accuracy`. With `matched` [n], sets that lie inside the groups, only clips of one such
+    set are paired. Raises ConfigError where no group (no set) holds both labels.
     """
-    _, right, pairs = _with_pairs(margins, y, groups)
-    return right, pairs
-
-
-def _with_pairs(margins: Any, y: Any, groups: Any) -> tuple[float, np.ndarray, np.ndarray]:
     y = check_labels(y)
-    right, pairs = _pairs(_margins(margins, len(y)), y, check_groups(groups, len(y)))
+    margins = check_margins(margins, len(y)).reshape(-1, len(y))
+    _, codes = np.unique(one_per_clip(groups, len(y), "groups"), return_inverse=True)
+    sets = codes if matched is None else check_groups(matched, len(y))
+    right, pairs = _pairs(margins, y, sets)
+    _some_pairs(pairs)
+    of_set = np.zeros(len(pairs), int)
+    of_set[sets] = codes
+    if np.any(of_set[sets] != codes):
+        raise ConfigError("a matched set has clips of several groups; give sets that lie inside groups")
+    count = codes.max() + 1
+    return np.bincount(of_set, right.mean(0), count), np.bincount(of_set, pairs, count)
+
+
+def _some_pairs(pairs: np.ndarray) -> None:
     if not pairs.sum():
         raise ConfigError("no group holds both labels, so there are no pairs to compare; use accuracy or auc")
-    return float(right.sum() / pairs.sum()), right, pairs
 
 
 def auc(margins: Any, y: Any) -> float:
@@ -128,7 +126,7 @@ def auc(margins: Any, y: Any) -> float:
     out-of-fold predictions prefer `pairwise_accuracy`.
     """
     y = check_labels(y)
-    margins = _margins(margins, len(y)).reshape(-1, len(y))
+    margins = check_margins(margins, len(y)).reshape(-1, len(y))
     areas = []
     for row in margins:
         values, rank = np.unique(row, return_inverse=True)
@@ -136,6 +134,70 @@ def auc(margins: Any, y: Any) -> float:
         below = np.cumsum(negative) - 0.5 * negative
         areas.append(below[rank[y]].mean() / negative.sum())
     return float(np.mean(areas))
+
+
+def auc_by_groups(margins: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What `auc` is made of: pairs ranked right [G, G], mean over repeats, of True clips of the first group and False
+    clips of the second; and True and False clips of each group [2, G]. Groups in the order of `np.unique`."""
+    y = check_labels(y)
+    margins = check_margins(margins, len(y)).reshape(-1, len(y))
+    _, codes = np.unique(one_per_clip(groups, len(y), "groups"), return_inverse=True)
+    count = codes.max() + 1
+    right = np.zeros((count, count))
+    for row in margins:
+        rank = np.unique(row, return_inverse=True)[1]
+        order = np.argsort(rank[~y], kind="stable")
+        ranks = rank[~y][order]
+        # How many False clips of each group lie below a rank, for all ranks that occur.
+        below = np.zeros((len(order) + 1, count))
+        below[np.arange(1, len(order) + 1), codes[~y][order]] = 1
+        below = below.cumsum(0)
+        smaller, upto = (np.searchsorted(ranks, rank[y], side) for side in ("left", "right"))
+        np.add.at(right, codes[y], 0.5 * (below[smaller] + below[upto]))
+    sizes = np.stack([np.bincount(codes[which], minlength=count) for which in (y, ~y)])
+    return right / len(margins), sizes.astype(float)
+
+
+def _drawn_areas(drawn: np.ndarray, right: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`auc` of each bootstrap sample `drawn` [draws, G]; nan where a sample has one class only."""
+    positive, negative = (drawn @ part.astype(np.float32) for part in sizes)
+    pairs = positive * negative
+    return ((drawn @ right.astype(np.float32)) * drawn).sum(1) / np.where(pairs > 0, pairs, np.nan)
+
+
+def auc_interval(
+    margins: Any, y: Any, groups: Any, *, draws: int = DRAWS, seed: int = 0, conditional_on: str = GIVEN_FITS
+) -> Interval:
+    """95 % cluster bootstrap interval of `auc`, widened as all of them are (`cluster_bootstrap`)."""
+    right, sizes = auc_by_groups(margins, y, groups)
+    value, count = float(right.sum() / sizes.sum(1).prod()), len(right)
+    samples = _drawn_areas(_draw_groups(count, draws, seed), right, sizes)
+    samples = samples[np.isfinite(samples)]
+    if count < 2 or not len(samples) or np.ptp(samples) < 1e-6:
+        return Interval(*wilson_interval(value * count, count), conditional_on=conditional_on)
+    return _share(_percentiles(samples, value, count, conditional_on))
+
+
+def _share(interval: Interval) -> Interval:
+    """Cut off where no share can be; widening may pass it."""
+    return dataclasses.replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
+
+
+def auc_difference(
+    a: Any, b: Any, y: Any, groups: Any, *, draws: int = DRAWS, seed: int = 0, conditional_on: str = GIVEN_FITS
+) -> tuple[float, Interval]:
+    """`auc` of margins `a` minus that of `b` on the same clips, and its interval: the same groups are drawn for both."""
+    parts = [auc_by_groups(margins, y, groups) for margins in (a, b)]
+    value = float(np.subtract(*(right.sum() / sizes.sum(1).prod() for right, sizes in parts)))
+    drawn = _draw_groups(len(parts[0][0]), draws, seed)
+    samples = np.subtract(*(_drawn_areas(drawn, *part) for part in parts))
+    return value, _percentiles(samples[np.isfinite(samples)], value, drawn.shape[1], conditional_on)
+
+
+def _percentiles(samples: np.ndarray, value: float, count: int, conditional_on: str) -> Interval:
+    low, high = np.quantile(samples, [0.025, 0.975]).astype(np.float64) if len(samples) else (value, value)
+    wider = np.sqrt(count / (count - 1)) if count > 1 else 1.0
+    return Interval(float(value + (low - value) * wider), float(value + (high - value) * wider), 0.95, conditional_on)
 
 
 def absolute_error(margins: Any, y: Any) -> float:
@@ -148,17 +210,31 @@ def relative_error(margins: Any, y: Any, groups: Any) -> float:
 
     Means stand for sums where a group is unbalanced; ties count one half; groups of one label are left out.
     """
+    errors, counts = _relative_errors(margins, y, groups)
+    return float(errors.sum() / counts.sum())
+
+
+def relative_error_interval(
+    margins: Any, y: Any, groups: Any, *, draws: int = DRAWS, seed: int = 0, conditional_on: str = GIVEN_FITS
+) -> Interval:
+    """95 % cluster bootstrap interval of `relative_error`."""
+    errors, counts = _relative_errors(margins, y, groups)
+    return _share(_intervals(errors[None], counts, draws, seed, conditional_on)[0])
+
+
+def _relative_errors(margins: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Errors (mean over repeats) and 1 or 0, whether the group holds both labels: [G] each."""
     y = check_labels(y)
     codes = check_groups(groups, len(y))
-    margins = _margins(margins, len(y)).reshape(-1, len(y))
+    margins = check_margins(margins, len(y)).reshape(-1, len(y))
     positive, negative = np.bincount(codes[y], minlength=codes.max() + 1), np.bincount(codes[~y])
     negative = np.pad(negative, (0, len(positive) - len(negative)))
     both = (positive > 0) & (negative > 0)
     if not both.any():
         raise ConfigError("no group holds both labels, so the relative error is not defined; use absolute_error")
     weight = np.where(y, 1 / np.maximum(positive, 1)[codes], -1 / np.maximum(negative, 1)[codes])
-    gaps = np.stack([np.bincount(codes, row * weight) for row in margins])[:, both]
-    return float(np.mean(0.5 - 0.5 * np.sign(gaps)))
+    gaps = np.stack([np.bincount(codes, row * weight) for row in margins])
+    return np.where(both, 0.5 - 0.5 * np.sign(gaps), 0).mean(0), both.astype(float)
 
 
 @functools.lru_cache(maxsize=4)
@@ -222,22 +298,53 @@ def cluster_bootstrap(
     return _intervals(np.bincount(codes, values)[None], np.bincount(codes), draws, seed, conditional_on, level)[0]
 
 
-def bootstrap_cells(values: np.ndarray, groups: Any, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """`cluster_bootstrap` of each row of `values` [cells, n] on the same draws: [cells, 2] lows, highs."""
+def bootstrap_cells(
+    values: np.ndarray, groups: Any, *, draws: int = DRAWS, seed: int = 0, wider: float = 1.0
+) -> np.ndarray:
+    """`cluster_bootstrap` of each row of `values` [cells, n] on the same draws: [cells, 2] lows, highs.
+
+    `wider` stretches the intervals about the means, inside [0, 1]: by `permutation.CROSSED` for out-of-fold hits of cells
+    that were not chosen in the folds.
+    """
     values = np.asarray(values, np.float64)
     codes = check_groups(groups, values.shape[1])
     sums = np.stack([np.bincount(codes, row) for row in values])
-    return np.array([tuple(i) for i in _intervals(sums, np.bincount(codes), draws, seed, GIVEN_FITS)])
+    ends = np.array([tuple(i) for i in _intervals(sums, np.bincount(codes), draws, seed, GIVEN_FITS)])
+    if wider == 1:
+        return ends
+    means = values.mean(1, keepdims=True)
+    return np.clip(means + wider * (ends - means), 0, 1)
 
 
-def paired_difference(a: Any, b: Any, groups: Any, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, Interval]:
+def paired_difference(
+    a: Any, b: Any, groups: Any, *, draws: int = DRAWS, seed: int = 0, conditional_on: str = GIVEN_FITS
+) -> tuple[float, Interval]:
     """Mean of `a` minus mean of `b`, hits of two models on the same clips, and its bootstrap interval.
 
     The same groups are drawn for both, so what they share (hard scenes) cancels.
     """
     a = np.asarray(a, np.float64)
     difference = a - one_per_clip(np.asarray(b, np.float64), len(a), "b")
-    return float(difference.mean()), cluster_bootstrap(difference, groups, draws=draws, seed=seed)
+    codes = check_groups(groups, len(a))
+    return difference_of_sums(
+        np.bincount(codes, difference), np.bincount(codes), draws=draws, seed=seed, conditional_on=conditional_on
+    )
+
+
+def difference_of_sums(
+    sums: Any, sizes: Any, *, draws: int = DRAWS, seed: int = 0, conditional_on: str = GIVEN_FITS
+) -> tuple[float, Interval]:
+    """Total of a paired difference's `sums` [G] over that of `sizes` [G], with its bootstrap interval over groups.
+
+    Where all groups say the same, the interval is as wide, on both sides, as Wilson's of none in G.
+    """
+    sums, sizes = np.asarray(sums, np.float64), np.asarray(sizes, np.float64)
+    value, interval = float(sums.sum() / sizes.sum()), _intervals(sums[None], sizes, draws, seed, conditional_on)[0]
+    kept = sizes > 0
+    if np.ptp(sums[kept] / sizes[kept]) < 1e-9:
+        most = wilson_interval(0, int(kept.sum()))[1]
+        interval = dataclasses.replace(interval, low=value - most, high=value + most)
+    return value, interval
 
 
 def wilson_interval(successes: float, trials: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -255,84 +362,6 @@ def _normal_quantile(p: float) -> float:
     from statistics import NormalDist
 
     return NormalDist().inv_cdf(p)
-
-
-def permute_labels(y: Any, groups: Any, draws: int, *, seed: Any = 0) -> np.ndarray:
-    """Labels exchanged inside groups, uniformly over all labelings (six for a quadruplet): bool [draws, n].
-
-    This keeps everything that a scene shares, and is the exact null of "no clip is told from its siblings".
-
-    Raises
-    ------
-    ConfigError
-        No group holds both labels, so that nothing can be exchanged.
-    """
-    y = check_labels(y)
-    codes = check_groups(groups, len(y))
-    sizes, positive = np.bincount(codes), np.bincount(codes, y)
-    if not np.any((positive > 0) & (positive < sizes)):
-        raise ConfigError(
-            "no group holds both labels, so labels cannot be exchanged inside groups; give the groups that "
-            "match possible with impossible clips"
-        )
-    rng = np.random.default_rng(seed)
-    order = np.argsort(codes, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    permuted = np.empty((draws, len(y)), bool)
-    for size in np.unique(sizes):
-        clips = order[starts[sizes == size][:, None] + np.arange(size)]  # [groups of this size, size]
-        for part in np.array_split(np.arange(draws), max(1, draws * clips.size // 2**22)):
-            turn = np.argsort(rng.random((len(part), *clips.shape), dtype=np.float32), axis=-1)
-            permuted[part[:, None, None], clips] = np.take_along_axis(
-                np.broadcast_to(y[clips], turn.shape), turn, axis=-1
-            )
-    return permuted
-
-
-def _null_accuracies(signs: np.ndarray, y: np.ndarray, groups: Any, draws: int, seed: int) -> np.ndarray:
-    """Accuracies [draws, cells] of margins' signs [cells, n] under labels exchanged inside groups."""
-    null = np.empty((draws, len(signs)), np.float32)
-    signs = signs.T.astype(np.float32)
-    for start in range(0, draws, 1000):
-        count = min(1000, draws - start)
-        labels = permute_labels(y, groups, count, seed=(seed, start)).astype(np.float32)
-        null[start : start + count] = 0.5 + ((2 * labels - 1) @ signs) / (2 * len(y))
-    return null
-
-
-def permutation_test(margins: Any, y: Any, groups: Any, *, draws: int = DRAWS, seed: int = 0) -> Permutations:
-    """Is `accuracy` higher than under labels exchanged inside groups? One-sided.
-
-    p = (1 + relabelings at least as accurate) / (1 + draws). Given the fits: margins stay as they are.
-    For the null of the whole procedure, refit on `controls.shuffle_labels`.
-    """
-    y = check_labels(y)
-    signs = np.sign(_margins(margins, len(y))).reshape(-1, len(y)).mean(0)
-    null = _null_accuracies(signs[None], y, groups, draws, seed)[:, 0]
-    statistic = accuracy(margins, y)
-    return Permutations(float((1 + np.sum(null >= statistic - 1e-6)) / (1 + draws)), statistic, null)
-
-
-def max_statistic(margins: Any, y: Any, groups: Any, *, draws: int = 2000, seed: int = 0) -> MaxStatistic:
-    """Which cells of a grid beat the best of a grid that has nothing to say?
-
-    `margins` [cells, n] or [repeats, cells, n] out of fold. Every draw exchanges labels inside groups, the
-    same way for all cells, and keeps the best cell's accuracy; a cell's p is the share of draws whose best is
-    at least as good. This controls the chance of a single false cell however cells are correlated. Given the
-    fits.
-    """
-    y = check_labels(y)
-    margins = _margins(margins, len(y))
-    if margins.ndim not in (2, 3):
-        raise ConfigError(f"margins have shape {margins.shape}; expected [cells, n] or [repeats, cells, n]")
-    signs = np.sign(margins) if margins.ndim == 2 else np.sign(margins).mean(0)
-    null = _null_accuracies(signs, y, groups, draws, seed).max(1)
-    observed = 0.5 + (signs * np.where(y, 1, -1)).mean(1) / 2
-    p = (1 + (null[None] >= observed[:, None] - 1e-6).sum(1)) / (1 + draws)
-    # The smallest accuracy that at most a twentieth of the draws (the observed one included) reach.
-    rank = int(np.floor(0.05 * (1 + draws))) - 1
-    ordered = np.sort(null)[::-1]
-    return MaxStatistic(p, float(ordered[rank]) if rank >= 0 else np.inf, null)
 
 
 def by_category(

@@ -12,13 +12,24 @@ from jaxdiff.report.study import Estimate, Grid, Group, Row, Study, percent
 _PARTS = {
     "states": ("States", "read while the clip runs backwards through the trained network"),
     "null": ("Null controls", "should be at chance"),
-    "comparison": ("Comparisons", "may be as good: cheaper or nonlinear reads of the same input"),
+    "further null": (
+        "Null controls of the further reads",
+        "the same sites in the control models; the gap is to that read",
+    ),
+    "comparison": ("Comparisons", "may be as good: cheaper or nonlinear reads of the same input, or other inputs"),
+    "baseline": ("Baselines", "other ways of seeing the clips: classical motion, and encoders of video"),
 }
 _INPUTS = (
     ": the latents of the autoencoder, averaged over all tokens as the blocks are, and x_sigma, the state of the "
     "trajectory in the linear embedding that enters block 0. "
 )
-_CSS_COLOR = {"states": "var(--states)", "null": "var(--null)", "comparison": "var(--comparison)"}
+WIDE = 7  # series; more become the rows of a table of groups
+_CSS_COLOR = {
+    "states": "var(--states)",
+    "null": "var(--null)",
+    "comparison": "var(--comparison)",
+    "baseline": "var(--baseline)",
+}
 
 
 def result(study: Study) -> str:
@@ -47,8 +58,12 @@ def _headline(rows: Sequence[Row], chance: float) -> str:
     head = '<th></th><th class="num">accuracy per clip, 95 %</th><th class="plot">' + forest.axis() + "</th>"
     head += '<th class="num">pairs ranked right</th>' * pairs + '<th class="num">states minus this, points</th>' * gaps
     body = ""
-    for kind, (title, meaning) in _PARTS.items():
-        chosen = [r for r in rows if r.kind == kind]
+    claim = next((r for r in rows if r.kind == "states"), None)
+    for part, (title, meaning) in _PARTS.items():
+        kind = part.removeprefix("further ")
+        chosen = [r for r in rows if r.kind == kind and (part != "null" or r.controls_claim)]
+        if part != kind:
+            chosen = [r for r in chosen if not r.controls_claim]
         if not chosen:
             continue
         body += f'<tr class="part"><td colspan="{width}"><b>{title}</b> &nbsp;{meaning}</td></tr>'
@@ -56,7 +71,7 @@ def _headline(rows: Sequence[Row], chance: float) -> str:
             above = kind == "null" and row.estimate.low > chance
             flag = '<span class="flag">interval above chance</span>' if above else ""
             note = f'<span class="note">{esc(row.note)}</span>' if row.note else ""
-            body += f"<tr{' class=main' if kind == 'states' else ''}><td>{esc(row.name)}{flag}{note}</td>"
+            body += f"<tr{' class=main' if row is claim else ''}><td>{esc(row.name)}{flag}{note}</td>"
             body += f'<td class="num">{estimate(row.estimate)}</td>'
             body += f'<td class="plot">{forest.cell([(row.estimate, _CSS_COLOR[kind], True)])}</td>'
             body += f'<td class="num">{estimate(row.pairwise)}</td>' * pairs
@@ -75,7 +90,6 @@ def grids(study: Study) -> str:
     """The block by sigma heatmaps, and all their cells as tables."""
     if not study.grids:
         return ""
-    picture = drawing(figures.heatmaps(study.grids, study.chance, study.rows), "accuracy by block and noise level")
     caption = (
         "Accuracy (%) of one probe per cell, on held-out scenes. All panels, inputs and controls share one "
         "colour scale, centred at chance: near-white is chance, orange above it, blue below. "
@@ -90,7 +104,20 @@ def grids(study: Study) -> str:
         "luck alone. The headline chooses its cell inside the folds."
     )
     tables = "".join(_grid_table(g) for g in study.grids)
-    return figure(picture, caption) + details("All cells as numbers", tables)
+    return _heatmaps(study, caption) + details("All cells as numbers", tables)
+
+
+def _heatmaps(study: Study, caption: str) -> str:
+    """The panels: models with what goes into them first, then whatever else was read, on the same colours."""
+    models = [g for g in study.grids if g.inputs] or list(study.grids)
+    others = [g for g in study.grids if not g.inputs][: len(study.grids) - len(models)]
+    main = figures.heatmaps(models, study.chance, study.rows, scale=study.grids)
+    out = figure(drawing(main, "accuracy by block and noise level"), caption)
+    if others:
+        more = figures.heatmaps(others, study.chance, study.rows, scale=study.grids, bar=False)
+        words = "The same colours as above. What is read elsewhere in the network, or of other inputs."
+        out += figure(drawing(more, "accuracy by block and noise level, other sites and inputs"), words)
+    return out
 
 
 def _grid_table(grid: Grid) -> str:
@@ -119,6 +146,7 @@ def depth_title(study: Study) -> str:
 def depth(study: Study) -> str:
     """Accuracy by block at the lowest sigma, with what it shows in words that follow from the intervals."""
     grids = [g for g in study.grids if len(g.labels) > g.inputs]
+    grids = [g for g in grids if g.inputs] or grids
     if not grids:
         return ""
     sigma = float(grids[0].sigmas[figures.clean_column(grids[0])])
@@ -139,7 +167,8 @@ def depth(study: Study) -> str:
             "version of this figure."
         )
     bars = (
-        "Bars and bands are 95 % intervals, one point at a time, not corrected for looking at many."
+        "Bars and bands are 95 % intervals over scenes, conditional on the fitted probes; one point at a time, not "
+        "corrected for looking at many."
         if any(g.low is not None for g in same)
         else "No intervals were computed."
     )
@@ -185,6 +214,9 @@ def _series_names(study: Study, items: Sequence[Group]) -> dict[str, str]:
 
 def _group_table(study: Study, items: Sequence[Group], first: str) -> str:
     names = _series_names(study, items)
+    if len(names) > WIDE and not any(g.note for g in items):
+        turned = [(esc(name), *(estimate(g.values.get(key)) for g in items)) for key, name in names.items()]
+        return table(("", *(esc(g.name) for g in items)), turned, numeric=range(1, 1 + len(items)))
     rows = [
         (
             esc(g.name) + (f'<span class="note">{esc(g.note)}</span>' if g.note else ""),

@@ -53,6 +53,8 @@ def _draw_curves(
         if curve.low is not None:
             axis.fill_between(x, low, high, color=shade, alpha=0.16, linewidth=0)
         axis.plot(x, y, color=shade, marker=marker if len(x) <= 40 else None)
+    if all(np.all(np.asarray(curve.x, float) % 1 == 0) for curve in items):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))  # blocks, steps
     if log:
         axis.set_yscale("log")
     if percent:

@@ -84,21 +84,26 @@ def sigma_text(value: float) -> str:
 
 
 @styled
-def heatmaps(grids: Sequence[Grid], chance: float, rows: Sequence[Row] = ()) -> Figure:
+def heatmaps(
+    grids: Sequence[Grid], chance: float, rows: Sequence[Row] = (), *, scale: Sequence[Grid] = (), bar: bool = True
+) -> Figure:
     """Accuracy by block (up) and sigma (right), one panel a model, all on one colour scale centred at chance.
 
     Input rows lie below the blocks, set apart. Cells that inner folds chose are outlined. `rows` (the
     headline table) are marked on the colour bar, so that the controls can be read on the same scale as the
-    cells.
+    cells. `scale` are more grids that the scale must hold, of other figures with the same colours; `bar` draws it.
     """
-    values = np.concatenate([np.ravel(g.accuracy) for g in grids])
+    values = np.concatenate([np.ravel(g.accuracy) for g in (*grids, *scale)])
     norm = accuracy_norm(np.append(values, [r.estimate.value for r in rows]), chance)
     across = len(grids) if len(grids) <= 4 else 3
     down = math.ceil(len(grids) / across)
     most = max(len(g.labels) for g in grids)
     cell = 0.27 if most <= 14 else 0.165
     panel = most * cell + 0.3
-    height = down * (panel + BELOW) + 0.95
+    marks = _marks(rows)
+    lines = math.ceil(len(marks) / _columns(marks, across))
+    floor = 0.95 + 0.17 * max(0, lines - 3) if bar else 0.05  # inches under the panels
+    height = down * (panel + BELOW) + floor
     figure = Figure((WIDTH, height))
     left, gap, top = 0.085, 0.035 if _same_labels(grids) else 0.085, 0.34 / height
     width = (1 - left - 0.01 - gap * (across - 1)) / across
@@ -107,8 +112,10 @@ def heatmaps(grids: Sequence[Grid], chance: float, rows: Sequence[Row] = ()) -> 
         bottom = 1 - top - (row + 1) * (panel + BELOW) / height + BELOW / height
         axis = figure.add_axes((left + column * (width + gap), bottom, width, panel / height))
         _heatmap(axis, grid, norm, label_rows=column == 0 or not _same_labels(grids), label_x=True)
-    bar = figure.add_axes((left, 0.34 / height, max(width if across > 1 else 0, 0.29), 0.13 / height))
-    _scale_bar(figure, bar, norm, chance, rows)
+    if bar:
+        up = (floor - 0.61) / height
+        place = figure.add_axes((left, up, max(width if across > 1 else 0, 0.29), 0.13 / height))
+        _scale_bar(figure, place, norm, chance, rows, _columns(marks, across))
     return figure
 
 
@@ -183,10 +190,24 @@ def _heatmap(axis, grid: Grid, norm, label_rows: bool, label_x: bool) -> None:
 
 def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each row's key: the same in every figure of the report."""
+    rows = sorted(rows, key=lambda r: "." in r.key)  # controls of further reads, which figures leave out, come last
     return dict(zip([r.key for r in rows], series([r.kind for r in rows]), strict=True))
 
 
-def _scale_bar(figure: Figure, axis, norm, chance: float, rows: Sequence[Row]) -> None:
+def _marks(rows: Sequence[Row]) -> list[Row]:
+    """The claim and its controls; controls of further reads are in the table."""
+    claim = next((r for r in rows if r.kind == "states"), None)
+    return [r for r in rows if (r is claim or r.controls_claim) and math.isfinite(r.estimate.value)]
+
+
+def _columns(marks: Sequence[Row], across: int) -> int:
+    """Columns of the legend beside the colour bar, which is as wide as a panel."""
+    space = WIDTH * (0.9 - 0.9 / max(across, 3))
+    longest = 0.066 * max((len(row.name) + 5 for row in marks), default=1) + 0.36  # inches, at this size of type
+    return max(1, min(math.ceil(len(marks) / 2), int(space / longest)))
+
+
+def _scale_bar(figure: Figure, axis, norm, chance: float, rows: Sequence[Row], columns: int) -> None:
     bar = figure.colorbar(ScalarMappable(norm, DIVERGING), cax=axis, orientation="horizontal")
     bar.outline.set_visible(False)
     step = 0.1 if norm.vmax - chance < 0.35 else 0.2
@@ -199,7 +220,7 @@ def _scale_bar(figure: Figure, axis, norm, chance: float, rows: Sequence[Row]) -
     axis.tick_params(length=3)
     axis.set_xlabel("accuracy on held-out scenes, %", labelpad=2)
     looks = _looks(rows)
-    marks = [r for r in rows if math.isfinite(r.estimate.value) and r.kind != "comparison"]
+    marks = _marks(rows)
     handles = []
     for row in marks:
         style = {
@@ -212,13 +233,11 @@ def _scale_bar(figure: Figure, axis, norm, chance: float, rows: Sequence[Row]) -
         handles += axis.plot([], [], label=f"{row.name} {100 * row.estimate.value:.1f}", **style)
     if marks:
         box = axis.get_position()
-        space = (0.97 - box.x1) * WIDTH
-        longest = 0.066 * max(len(h.get_label()) for h in handles) + 0.36  # inches, at this size of type
         figure.legend(
             handles=handles,
             loc="center left",
             bbox_to_anchor=(box.x1 + 0.03, (box.y0 + box.y1) / 2),
-            ncols=min(math.ceil(len(handles) / 2), max(1, int(space / longest))),
+            ncols=columns,
             handletextpad=0.2,
             columnspacing=1.4,
             borderpad=0,
@@ -291,10 +310,14 @@ def groups(items: Sequence[Group], rows: Sequence[Row], chance: float) -> Figure
     looks = _looks(rows) | dict(zip(strangers, series(["null"] * len(strangers)), strict=True))
     pitch = 0.17 if len(items) <= 5 else 0.115
     band = pitch * len(keys) + 0.14
-    height = len(items) * band + 1.0
+    margin = 0.15 + 0.072 * max(len(group.name) for group in items)
+    room = (WIDTH * 0.82 - margin) / (0.3 + 0.066 * max(len(names.get(key, key)) for key in keys))
+    across = max(1, min(len(keys), int(room)))
+    above = 0.3 + 0.2 * math.ceil(len(keys) / across)  # inches for the legend
+    height = len(items) * band + 0.5 + above
     figure = Figure((WIDTH * 0.82, height))
-    left = (0.15 + 0.072 * max(len(group.name) for group in items)) / figure.get_figwidth()
-    axis = figure.add_axes((left, 0.5 / height, 0.98 - left, (height - 1.0) / height))
+    left = margin / figure.get_figwidth()
+    axis = figure.add_axes((left, 0.5 / height, 0.98 - left, (height - 0.5 - above) / height))
     for index, group in enumerate(items):
         if index % 2 == 0:
             axis.axhspan(index, index + 1, color=color("band"), zorder=0, linewidth=0)
@@ -316,7 +339,7 @@ def groups(items: Sequence[Group], rows: Sequence[Row], chance: float) -> Figure
         handles=handles,
         loc="upper left",
         bbox_to_anchor=(left - 0.012, 1.0),
-        ncols=len(keys),
+        ncols=across,
         handletextpad=0.1,
         columnspacing=1.5,
     )

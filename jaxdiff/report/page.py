@@ -151,7 +151,7 @@ class Forest:
         """The axis's numbers, for the table's head."""
         style = 'text-anchor="middle" font-size="11" fill="var(--soft)"'
         texts = "".join(f'<text x="{self._x(t)}" y="14" {style}>{100 * t:.0f}</text>' for t in self._ticks())
-        return f'<svg width="{self.width}" height="20" aria-hidden="true">{texts}</svg>'
+        return f'<svg width="{self.width}" height="20" style="overflow:visible" aria-hidden="true">{texts}</svg>'
 
     def cell(self, marks: Sequence[tuple[Estimate, str, bool]], height: int = 40) -> str:
         """One cell: (estimate, css colour, filled) marks, below each other where there are several."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxdiff.report import diagnostics, video
 from jaxdiff.report.page import details, drawing, esc, estimate, figure, table
-from jaxdiff.report.study import ClipView, Curve, Estimate, Fidelity, Panel, Study, Table
+from jaxdiff.report.study import ClipView, Curve, Estimate, Fidelity, Panel, Points, Study, Table
 
 CLIP_BUDGET = 14_000_000  # bytes of html that clips may take; the rest of the 20 MB is left to tables and figures
 
@@ -69,7 +69,10 @@ def curves_section(panel: Panel, chance: float) -> str:
 
 def table_section(part: Table) -> str:
     """A table."""
-    rows = [tuple(estimate(c) if isinstance(c, Estimate) else esc(c) for c in row) for row in part.rows]
+    rows = [
+        tuple(estimate(c, isinstance(c, Points)) if isinstance(c, Estimate) else esc(c) for c in row)
+        for row in part.rows
+    ]
     kinds = [all(isinstance(row[i], int | float | Estimate) for row in part.rows) for i in range(len(part.columns))]
     numeric = [i for i, yes in enumerate(kinds) if yes]
     return table([esc(c) for c in part.columns], rows, numeric, esc(part.caption))
@@ -102,6 +105,8 @@ def fidelity(part: Fidelity | None) -> str:
     if part.self_convergence:
         numbers = _curve_table(part.self_convergence, "σ", False)
         out += details("Self-convergence as numbers: relative RMS difference, N against 2N steps", numbers)
+    if part.known:
+        out += _known(part.known)
     if part.noise:
         rows = [
             (
@@ -118,8 +123,23 @@ def fidelity(part: Fidelity | None) -> str:
         ends = f" (95 % interval {c.low:+.2f} to {c.high:+.2f})" if math.isfinite(c.low) else ""
         text = f"Correlation of the {part.clip_error_name} with the probe's mistakes: {c.value:+.2f}{ends}."
         meaning = "Near zero means that badly inverted clips are not the ones it gets wrong."
+        if ends:
+            meaning += " The interval is over scenes, conditional on the fitted probes and on every clip's rank."
         out += f"<p>{esc(text.replace('-0', '−0'))} {meaning}</p>"
     return out + (f"<p>{esc(part.note)}</p>" if part.note else "")
+
+
+def _known(items: Sequence[Curve]) -> str:
+    """How the inversion follows trajectories that are known."""
+    picture = diagnostics.curves(
+        items, xlabel="noise level σ", ylabel="cosine with the known trajectory", reference=1.0
+    )
+    caption = (
+        "Clips that the model made itself from noise, on a finer grid, inverted again: cosine of the states, and of the frame "
+        "attention maps less the uniform one, with those on the way that the clip was made. Bands span the clips."
+    )
+    drawn = figure(drawing(picture, "inversion against a known trajectory"), caption)
+    return drawn + details("Known trajectories as numbers", _curve_table(items, "σ", False))
 
 
 def attention(study: Study) -> str:

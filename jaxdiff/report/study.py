@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdiff.errors import ConfigError
 
-KINDS = ("states", "null", "comparison")
+KINDS = ("states", "null", "comparison", "baseline")
 
 
 def _shape(name: str, array: np.ndarray, expected: tuple[int | None, ...]) -> None:
@@ -34,12 +34,18 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Points(Estimate):
+    """The difference of two shares; shown in signed points."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the headline table.
 
     key : machine name, the entry of `headline` in result.json (states, latents, untrained, structureless,
-    ...). name : what the reader sees. estimate : accuracy per clip on held-out scenes, in [0, 1]. kind :
-    "states" (the claim), "null" (a control that must be at chance), "comparison" (may be as good). pairwise :
+    ...); with a dot ("untrained.mlp"), a control of another row than the first. name : what the reader sees. estimate : accuracy per clip on held-out scenes, in [0, 1]. kind :
+    "states" (the claim), "null" (a control that must be at chance), "comparison" (may be as good), "baseline" (another
+    way of seeing the clip altogether). pairwise :
     share of (possible, impossible) pairs of one scene ranked right, ties one half. gap : accuracy of the
     states minus this row's, paired over scenes, in [-1, 1]. note : how it was made, or what the inner folds
     chose ("block 4, sigma 0.8 in 4 of 5 folds").
@@ -52,6 +58,11 @@ class Row:
     pairwise: Estimate | None = None
     gap: Estimate | None = None
     note: str = ""
+
+    @property
+    def controls_claim(self) -> bool:
+        """Whether it is a null control of the claim, and not of a further read."""
+        return self.kind == "null" and "." not in self.key
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -141,6 +152,7 @@ class Fidelity:
     round_trip : [clips] PSNR in dB, source against decode(sample(invert(encode(source)))).
     autoencoder : [clips] PSNR in dB, source against decode(encode(source)): the best the round trip can do.
     latent_error : [clips] relative RMS error of the latents after the round trip.
+    known : over sigma, cosine of states and of attention maps with those of a trajectory that a clip was made on.
     noise : statistics of the recovered noise beside those of white noise.
     mistakes : [clips] bool, whether the probe got the clip wrong on its held-out fold.
     clip_error : [clips] the per-clip error that is correlated with the mistakes, named by `clip_error_name`.
@@ -151,6 +163,7 @@ class Fidelity:
     round_trip: np.ndarray | None = None
     autoencoder: np.ndarray | None = None
     latent_error: np.ndarray | None = None
+    known: tuple[Curve, ...] = ()
     noise: tuple[Measure, ...] = ()
     mistakes: np.ndarray | None = None
     clip_error: np.ndarray | None = None
@@ -325,7 +338,7 @@ def sentence(study: Study) -> str:
     states = next((row for row in study.rows if row.kind == "states"), None)
     if states is None:
         return _inversion_sentence(study)
-    nulls = [row for row in study.rows if row.kind == "null" and math.isfinite(row.estimate.value)]
+    nulls = [row for row in study.rows if row.controls_claim and math.isfinite(row.estimate.value)]
     accuracy, chance = states.estimate, percent(study.chance, 0)
     numbers = f"{interval(accuracy)} of held-out clips told right, where chance is {chance}"
     claim = "Whether a clip is physically plausible is linearly decodable from the states"

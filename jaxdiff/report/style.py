@@ -33,14 +33,17 @@ PALETTE = {
     "null4": ("#7a6bb0", "#b7a9ea"),
     "comparison": ("#1f8a5b", "#5fcf9d"),
     "comparison2": ("#8a7a12", "#d6c454"),
+    "baseline": ("#8a3d78", "#dd94c8"),
+    "baseline2": ("#b0658f", "#eab8d8"),
 }
 # Text on coloured cells does not follow the theme: the cells do not either.
 ON_LIGHT, ON_DARK = "#1a1a1a", "#fdfdfd"
 
 _SERIES = {
-    "states": (("states", "o"),),
-    "null": (("null", "s"), ("null2", "D"), ("null3", "^"), ("null4", "v"), ("null", "<"), ("null2", ">")),
-    "comparison": (("comparison", "P"), ("comparison2", "X")),
+    "states": tuple(("states", marker) for marker in "odP^v*"),
+    "null": tuple(zip(("null", "null2", "null3", "null4") * 3, "sD^v<>pdhH*8", strict=True)),
+    "comparison": tuple(zip(("comparison", "comparison2") * 4, "PX*dvh^s", strict=True)),
+    "baseline": tuple(zip(("baseline", "baseline2") * 3, "*hPXd^", strict=True)),
 }
 _RC = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so figures are the same bytes on every machine
@@ -80,7 +83,7 @@ def color(name: str) -> str:
 
 
 def series(kinds: list[str]) -> list[tuple[str, str]]:
-    """(colour, marker) of each series: states are vermilion, null controls blue, comparisons green."""
+    """(colour, marker) of each series: states are vermilion, null controls blue, comparisons green, baselines plum."""
     seen: dict[str, int] = {}
     out = []
     for kind in kinds:

@@ -32,6 +32,7 @@ PROBE_COLUMNS = (
     "high",
     "clips",
     "scenes",
+    "given",  # what the interval is conditional on: fits, or fits and choices; result.json has it in full
 )
 
 

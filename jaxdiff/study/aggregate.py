@@ -20,9 +20,9 @@ from jaxdiff.study.results import (
     CHANCE,
     KINDS,
     MODEL_NAMES,
-    MODELS,
     SURPRISE_LEVEL,
     checks,
+    compared,
     estimate_json,
 )
 from jaxdiff.study.two_level import Crossing, two_level
@@ -86,6 +86,19 @@ def _estimate(entry: dict[str, float | None]) -> Estimate:
     return Estimate(*(math.nan if entry[k] is None else float(entry[k]) for k in ("value", "low", "high")))  # type: ignore[arg-type]
 
 
+def read_run(folder: Path, name: str) -> Run:
+    """The finished study in `folder`; raises MissingDataError where it is none, ConfigError where it is one of numbers."""
+    absent = [file for file in ("DONE", "config.json", "result.json", FILE) if not (folder / file).exists()]
+    if absent:
+        raise MissingDataError(f"{folder} is no finished study: {', '.join(absent)} missing; run experiments.study")
+    config, result = (json.loads((folder / file).read_bytes()) for file in ("config.json", "result.json"))
+    if result.get("task") == "regression":
+        raise ConfigError(
+            f"{folder} is a study of measured numbers; this compares studies of possible and impossible clips"
+        )
+    return Run(name, config, result, unpack(folder / FILE))
+
+
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """The studies in their workdirs.
 
@@ -97,13 +110,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if not folders or len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError(f"--studies names {len(folders)} workdirs; give at least one, and each once")
     short = len({folder.name for folder in folders}) == len(folders)
-    runs = []
-    for folder in folders:
-        absent = [name for name in ("DONE", "config.json", "result.json", FILE) if not (folder / name).exists()]
-        if absent:
-            raise MissingDataError(f"{folder} is no finished study: {', '.join(absent)} missing; run experiments.study")
-        config, result = (json.loads((folder / name).read_bytes()) for name in ("config.json", "result.json"))
-        runs.append(Run(folder.name if short else str(folder), config, result, unpack(folder / FILE)))
+    runs = [read_run(folder, folder.name if short else str(folder)) for folder in folders]
     first = runs[0]
     scenes: dict[str, Run] = {}
     for run in runs:
@@ -157,8 +164,10 @@ class Pool:
         return self.ratio(lambda r: r.per_scene(r.hits(key) * keep(r)), lambda r: r.per_scene(keep(r)))[0]
 
     def gap(self, key: str) -> Estimate:
-        """Accuracy of the states minus that of a source, on the same draws."""
-        return self.ratio(lambda r: r.per_scene(r.hits("states") - r.hits(key)), Run.clips, least=-1.0)[0]
+        """Accuracy of the states (or of the read that it is a control of) minus that of a source, on the same draws."""
+        read = key.partition(".")[2]
+        of = read if read in self.runs[0].data["sources"] else "states"
+        return self.ratio(lambda r: r.per_scene(r.hits(of) - r.hits(key)), Run.clips, least=-1.0)[0]
 
     def pairwise(self, key: str) -> Estimate:
         """Pairs of a scene ranked right by a source's margins."""
@@ -176,9 +185,9 @@ class Pool:
         value, low, high = (
             np.array([getattr(e, name) for e in found]).reshape(hits.shape[:2]) for name in ("value", "low", "high")
         )
-        model = "trained" if key == "states" else key
+        title, kind = data[f"title.{key}"].tolist()
         return Grid(
-            MODEL_NAMES[model], value, data["sigmas"], tuple(data[f"rows.{key}"].tolist()), kind=KINDS[model],
+            title, value, data["sigmas"], tuple(data[f"rows.{key}"].tolist()), kind=kind,
             inputs=int(data[f"inputs.{key}"]), low=low, high=high,
         )  # fmt: skip
 
@@ -222,7 +231,7 @@ def aggregate(runs: Sequence[Run], seed: int = 0) -> Study:
                 note=f"runs: {100 * low:.1f} to {100 * high:.1f} %",
             )
         )
-    listed = [row.key for row in table if row.kind != "comparison"]
+    listed = [row.key for row in table if compared(row.key, row.kind)]
     categories = sorted(set(first.data["categories"].tolist()))
     models = [name.removeprefix("surprise.") for name in first.data if name.startswith("surprise.")]
     crossing = pool.crossing
@@ -237,7 +246,7 @@ def aggregate(runs: Sequence[Run], seed: int = 0) -> Study:
         rows=tuple(table),
         chance=CHANCE,
         checks=checks(table),
-        grids=tuple(pool.grid(key) for key in MODELS if f"grid.{key}" in first.data),
+        grids=tuple(pool.grid(name.removeprefix("grid.")) for name in first.data if name.startswith("grid.")),
         categories=tuple(
             Group(CATEGORY_NAMES.get(c, c), {key: pool.accuracy(key, c) for key in listed}) for c in categories
         ),
@@ -250,7 +259,10 @@ def aggregate(runs: Sequence[Run], seed: int = 0) -> Study:
             crossing.caveat(),
             "bars in the figure of every run are that run's own: over its scenes only",
         ),
-        notes=(f"Intervals here are over scenes and seeds together: {crossing.caveat()}.",),
+        notes=(
+            *dict.fromkeys(note for run in runs for note in run.result.get("notes", ())),
+            f"Intervals here are over scenes and seeds together: {crossing.caveat()}.",
+        ),
     )
 
 

@@ -1,12 +1,18 @@
 """Stored activations as the probes want them: dict of pooling -> [candidates, n, D], with what each candidate is."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxdiff.store import ActivationStore
 from jaxdiff.study.reading import INPUT
+from jaxdiff.workdir import write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +24,18 @@ class Candidate:
     block: int
     slot: int
     sigma: float
+
+
+def place_columns(candidate: Candidate) -> dict[str, Any]:
+    """Where a candidate was read, as columns of probe.csv."""
+    block = None if candidate.block < 0 else candidate.block
+    return {
+        "site": candidate.site,
+        "pooling": candidate.pooling,
+        "block": block,
+        "step": candidate.slot,
+        "sigma": candidate.sigma,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +73,37 @@ def stored_features(store: ActivationStore, clips: Sequence[int]) -> Features:
             Candidate(site, pooling, row, slot, sigma) for row in rows for slot, sigma in enumerate(sigmas)
         )
     return Features(arrays, candidates)
+
+
+def read_features(path: Path) -> tuple[str, Features] | None:
+    """What `kept_features` left in a file, and its key; None where there is none or it is damaged."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            told = json.loads(str(file["told"]))
+            places = {name: tuple(Candidate(**c) for c in rows) for name, rows in told["candidates"].items()}
+            return told["key"], Features({name: file[f"array.{name}"] for name in places}, places)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def kept_features(path: Path, key: str, make: Callable[[], Features]) -> Features:
+    """Features that were made before and lie in a file, or else made now and left there.
+
+    Parameters
+    ----------
+    path : .npz file; a damaged one is made again.
+    key : whatever decides the features, in words; a file under another key is made again.
+    """
+    found = read_features(path)
+    if found is not None and found[0] == key:
+        return found[1]
+    features = make()
+    rows = {name: [dataclasses.asdict(c) for c in places] for name, places in features.candidates.items()}
+    arrays = {f"array.{name}": values for name, values in features.arrays.items()}
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, told=np.array(json.dumps({"key": key, "candidates": rows})), **arrays)
+    write_atomic(path, file.getvalue())
+    return features
 
 
 def input_features(table: Mapping[str, np.ndarray], prefix: str) -> Features:

@@ -6,7 +6,7 @@ noised latents (no inversion) are comparisons that may do as well as the inverte
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from jaxdiff.mesh import data_mesh, replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.reading import Batches, Encoded, Reading, open_store
-from jaxdiff.taps import Grid, Tap
+from jaxdiff.study.reading import Batches, Encoded, Prompts, Reading, open_store
+from jaxdiff.taps import Grid, SemanticMoments, Tap
 
 
 def pooled_inputs(video: jax.Array, latents: jax.Array) -> dict[str, jax.Array]:
@@ -64,17 +64,35 @@ def pooled_inputs(video: jax.Array, latents: jax.Array) -> dict[str, jax.Array]:
     return {name: value.reshape(value.shape[0], -1) for name, value in features.items()}
 
 
+def moment_inputs(video: jax.Array, latents: jax.Array) -> dict[str, jax.Array]:
+    """Entry "latents.semantic_moments", [B, 3 C]: `SemanticMoments` of the latents, a strong control for its size."""
+    batch, frames, height, width, channels = latents.shape
+    tokens = latents.reshape(batch, -1, channels)
+    return {"latents.semantic_moments": SemanticMoments()(tokens, (frames, height, width))}
+
+
+Pool = Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+
+
 def read_inputs(
     pipeline: Pipeline,
     clips: Sequence[Clip],
     reading: Reading,
     *,
+    pools: Sequence[Pool] = (),
     mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    """`pooled_inputs` of every clip: name -> float32 [clips, D]. Cheap next to an inversion, so it is not stored."""
+    """`pooled_inputs` of every clip: name -> float32 [clips, D]. Cheap next to an inversion, so it is not stored.
+
+    `pools` are further functions (video, latents) -> features, read in the same pass over the clips.
+    """
     mesh = data_mesh() if mesh is None else mesh
     pipeline = replicate(pipeline, mesh)
-    pool = jax.jit(pooled_inputs)
+
+    @jax.jit
+    def pool(video, latents):
+        return {name: values for read in (pooled_inputs, *pools) for name, values in read(video, latents).items()}
+
     rows: dict[str, np.ndarray] = {}
     with progress("inputs", len(clips)) as task:
         for batch, video, latents in Batches(pipeline, clips, reading, mesh, range(len(clips))).with_video():
@@ -88,7 +106,7 @@ def read_inputs(
 def read_noised(
     pipeline: Pipeline,
     clips: Sequence[Clip],
-    cond: Conditioning,
+    cond: Conditioning | Prompts,
     reading: Reading,
     sigmas: Sequence[float],
     folder: Path,

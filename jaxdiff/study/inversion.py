@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,13 +14,18 @@ from jaxdiff.data.clip import Clip
 from jaxdiff.data.video import list_videos, read_video
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.flow import fidelity, invert
+from jaxdiff.flow.solvers import as_solver
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
 from jaxdiff.report import write_report
 from jaxdiff.report.study import ClipView, Curve, Fidelity, FrameAttention, Measure, Study
-from jaxdiff.study.reading import Reading, continuing, invert_clips
+from jaxdiff.study.levels import published_steps
+from jaxdiff.study.reading import Prompts, Reading, continuing, invert_clips
 from jaxdiff.taps import Tap
 from jaxdiff.workdir import Workdir
+
+# Clips that the model makes itself, whose trajectory is therefore known.
+KNOWN = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +59,8 @@ class InversionStudy:
         at = self.capture_at
         if at is None and self.capture_sigmas is None:
             at = published_steps(self.steps)
-        names = {f.name for f in dataclasses.fields(Reading)} - {"capture_at", "error_steps"}
+        names = {f.name for f in dataclasses.fields(Reading)} - {"capture_at", "error_steps", "order", "order_seed"}
         return Reading(**{name: getattr(self, name) for name in names}, capture_at=at)
-
-
-def published_steps(steps: int) -> tuple[int, ...]:
-    """The steps that the paper reads at: every tenth of the grid, and the last (arXiv 2606.05328, section 4)."""
-    return tuple(sorted({*(i * steps // 10 for i in range(10)), steps - 1}))
 
 
 def run_inversion(config: InversionStudy, workdir: Path) -> None:
@@ -157,9 +158,10 @@ def text_note(prompt: str, embeddings: str | None) -> str:
 
 
 def measure(
-    pipeline: Pipeline, clips: Sequence[Clip], cond: Conditioning, reading: Reading
+    pipeline: Pipeline, clips: Sequence[Clip], cond: Conditioning | Prompts, reading: Reading
 ) -> tuple[Fidelity, tuple[ClipView, ...], tuple[FrameAttention, ...]]:
-    """Fidelity of the inversion on some clips, one at a time: self-convergence, round trip, autoencoder, views.
+    """Fidelity of the inversion on some clips, one at a time: self-convergence, round trip, autoencoder, views; and on as many
+    clips that the model makes itself, `KNOWN` at most, how the inversion follows the trajectory that they were made on.
 
     The frame attention maps are read at the grid's middle from the same inversions.
     """
@@ -167,6 +169,7 @@ def measure(
         return Fidelity(), (), ()
     rows: dict[str, list[Any]] = {"convergence": [], "psnr": [], "vae": [], "latent": []}
     views, maps, sigma, grid = [], [], 0.5, np.zeros(0)
+    known: list[fidelity.Known] = []
     tap = Tap("self_attention_map", name="map")
     with progress("fidelity", len(clips)) as task:
         for clip in clips:
@@ -178,7 +181,8 @@ def measure(
                 stride=reading.stride,
             )
             latents = pipeline.encode(jnp.asarray(video[None]))
-            told = continuing(pipeline, cond, video[None])
+            own = cond if isinstance(cond, Conditioning) else cond.of(pipeline, [clip])
+            told = continuing(pipeline, own, video[None])
             middle = reading.steps // 2
             trajectory = invert(
                 pipeline,
@@ -191,7 +195,7 @@ def measure(
             )
             sigma = float(trajectory.capture_sigmas[0])
             maps.append(np.asarray(trajectory.captured["map"])[0, :, 0])
-            back = fidelity.reconstruct(pipeline, trajectory, told)
+            back = fidelity.reconstruct(pipeline, trajectory, told, fidelity.way_back(reading.solver))
             error = fidelity.round_trip(latents, back)
             rows["latent"].append(float(error["round_trip_rms"][0]) / float(jnp.sqrt(jnp.mean(latents**2))))
             decoded = np.asarray(pipeline.decode(back))[0]
@@ -204,6 +208,8 @@ def measure(
             )
             rows["convergence"].append(np.asarray(errors)[:, 0])
             views.append(ClipView(clip.name, video, decoded, psnr=rows["psnr"][-1]))
+            if len(known) < KNOWN:
+                known.append(_known(pipeline, latents.shape, told, reading, len(known)))
             task.advance()
     convergence = np.array(rows["convergence"], float)
     curve = Curve("median of clips", grid, np.median(convergence, 0), convergence.min(0), convergence.max(0))
@@ -213,12 +219,35 @@ def measure(
         round_trip=np.array(rows["psnr"]),
         autoencoder=np.array(rows["vae"]),
         latent_error=np.array(rows["latent"]),
+        known=known_curves(known),
         note=f"Self-convergence and round trip were measured on {count}; the band spans them. Round trip: inverted, then "
-        "sampled back by Euler on the reversed grid.",
+        f"sampled back by {as_solver(fidelity.way_back(reading.solver)).name} on the reversed grid.",
     )
     blocks = tuple(range(np.shape(maps)[1]))
     attention = FrameAttention("self-attention", np.mean(maps, 0), blocks, sigma)
     return measured, tuple(views), (attention,)
+
+
+def _known(
+    pipeline: Pipeline, shape: tuple[int, ...], told: Conditioning, reading: Reading, seed: int
+) -> fidelity.Known:
+    """`fidelity.known_trajectory` of one clip that the model makes from noise."""
+    noise = jax.random.normal(jax.random.key(seed), shape)
+    return fidelity.known_trajectory(pipeline, noise, told, steps=reading.steps, solver=reading.solver)
+
+
+def known_curves(known: Sequence[fidelity.Known]) -> tuple[Curve, ...]:
+    """Cosines with the trajectories that are known, over noise levels: means over clips, and their range."""
+    curves = []
+    for name, kind, rows in (
+        ("state", "states", [k.state for k in known]),
+        ("frame attention", "comparison", [k.attention for k in known if k.attention is not None]),
+    ):
+        if rows:
+            values = np.concatenate([np.asarray(row, float) for row in rows], 1)
+            x = known[0].sigmas[: len(values)]
+            curves.append(Curve(name, x, values.mean(1), values.min(1), values.max(1), kind))
+    return tuple(curves)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -253,6 +282,8 @@ def summary(measured: Fidelity) -> dict[str, Any]:
         values = np.asarray(curve.y, float)
         for name, value in (("mean", values.mean()), ("worst", values.max()), ("end", values[-1])):
             found[f"self_convergence_{name}"] = _digits(value)
+    for curve in measured.known:
+        found[f"known_trajectory_{curve.name.replace(' ', '_')}_cosine_worst"] = _digits(np.min(curve.y))
     if measured.mistake_correlation is not None:
         ends = dataclasses.asdict(measured.mistake_correlation)
         found["mistake_correlation"] = {k: _digits(v) if np.isfinite(v) else None for k, v in ends.items()}

@@ -1,9 +1,10 @@
 """predictions.npz of a study: what was said about every clip, so that studies can be put together afterwards.
 
 Entries (n clips, R repeats): `names`, `groups`, `categories` [n] text, `possible` [n] bool; `sources` [S] keys in the
-headline's order; for each source `margin.<key>` [R, n] float32, out of fold, and `label.<key>` [n] bool (shuffled
-labels are other ones); for each model `grid.<key>` [rows, sigmas, n] float16, the share of repeats that told the clip
-right (nan where not measured), with `rows.<key>` its row names, `inputs.<key>` how many of them are inputs;
+headline's order; `matched` [n], only where pairs are compared inside sets smaller than groups; for each source `margin.<key>` [R, n] float32, out of fold, and `label.<key>` [n] bool (shuffled
+labels are other ones); for each source with a heatmap `grid.<key>` [rows, sigmas, n] float16, the share of repeats that told the clip
+right (nan where not measured), with `rows.<key>` its row names, `inputs.<key>` how many of them are inputs, and
+`title.<key>` its title and kind;
 `sigmas`; `surprise.<model>` [n, levels] with `levels.<model>`; `clip_error` [n], nan where not measured.
 """
 
@@ -19,7 +20,7 @@ from jaxdiff.errors import MissingDataError
 from jaxdiff.probes import statistics
 from jaxdiff.study.analysis import Answer, Labels
 from jaxdiff.study.inputs import Surprise
-from jaxdiff.study.results import MODELS, grid_rows
+from jaxdiff.study.results import grid_rows
 
 FILE = "predictions.npz"
 
@@ -44,15 +45,20 @@ def pack(
         "possible": labels.possible,
         "sigmas": np.asarray(sigmas, float),
         "clip_error": np.asarray(errors, float),
-        "sources": np.array([key for key, answer in answers.items() if answer.source.listed]),
+        "sources": np.array(
+            [key for key, answer in answers.items() if answer.source.listed and answer.nested is not None], str
+        ),
     }
+    if labels.matched is not None:
+        arrays["matched"] = labels.matched
     for key in arrays["sources"].tolist():
         arrays[f"margin.{key}"] = answers[key].result.predictions
         arrays[f"label.{key}"] = answers[key].result.labels
-    for key in MODELS:
-        if key in answers:
+    for key, answer in answers.items():
+        if answer.source.title and answer.nested is not None:
             names, inputs, (hits,) = grid_rows(answers, key, len(sigmas), rates)
             arrays |= {f"grid.{key}": hits, f"rows.{key}": np.array(names), f"inputs.{key}": np.array(inputs)}
+            arrays |= {f"title.{key}": np.array([answer.source.title, answer.source.kind])}
     for model, found in surprises.items():
         arrays |= {f"surprise.{model}": found.losses, f"levels.{model}": found.sigmas}
     file = io.BytesIO()

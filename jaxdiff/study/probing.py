@@ -1,7 +1,7 @@
-"""`experiments.probe`: a store of an earlier inversion, probed without running the model again."""
+"""`experiments.probe`: stores of an earlier inversion, probed without running the model again."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,18 @@ from jaxdiff.data.labelled import read_labels
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.report import probe_csv, write_report
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.analysis import Labels, Protocol, Source, analyse
-from jaxdiff.study.features import stored_features
+from jaxdiff.study.analysis import BOTH, Labels, Protocol, analyse
+from jaxdiff.study.attributes import recurring_attribute, recurs
+from jaxdiff.study.features import Features, read_features
 from jaxdiff.study.results import csv_rows, report_study, result_json
-from jaxdiff.study.sources import blocks_and_input
+from jaxdiff.study.sources import PROMPT, VARIANTS, make_sources
 from jaxdiff.workdir import Workdir
 
 CLIP_LABELS = "clip_labels"  # where a store's metadata holds its `label_table`; its "labels" are those of the slots
+MATCHED = "matched"  # likewise, the set of every clip within which pairs are compared, where that is not its group
+NOTES = "notes"  # and what every report on these clips must say
+
+MODELS = ("trained", "structureless", "untrained")  # stores of a study, the model itself first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,65 +36,132 @@ class ProbeConfig:
     inner: int = 4
     repeats: int = 1
     seed: int = 0
-    published_seeds: int = 3
+    which: str = BOTH  # --protocol
+    capacity: bool = True
+    published_seeds: int = 5
+    published_batch: int = 32
+    published_test: float = 0.4
+    published_by_category: bool = False
+    middle: float = 0.5
+
+    def protocol(self) -> Protocol:
+        same = {f.name for f in dataclasses.fields(Protocol)} & {f.name for f in dataclasses.fields(self)}
+        return Protocol(**{name: getattr(self, name) for name in same})
 
 
 def label_table(clips: Sequence[Clip]) -> list[list[Any]]:
-    """Rows (clip, possible, group, category) for a store's metadata, from which it can be probed again."""
-    return [[clip.name, clip.possible, clip.group, clip.category] for clip in clips]
+    """Rows (clip, possible, group, category) for a store's metadata, from which it can be probed again; and, where the
+    clips have one, the value of an attribute that recurs."""
+    attribute = recurring_attribute(clips)
+    rows: list[list[Any]] = [[clip.name, clip.possible, clip.group, clip.category] for clip in clips]
+    return rows if attribute is None else [[*row, str(a)] for row, a in zip(rows, attribute, strict=True)]
 
 
 def run_probe(config: ProbeConfig, workdir: Path) -> None:
-    """Probe every array of the store under both protocols, with shuffled labels as the control."""
-    store = ActivationStore.open(config.store)
-    table: dict[str, tuple[bool, str, str]]
-    if config.labels is not None:
-        table = {name: (row.possible, row.group, row.category) for name, row in read_labels(config.labels).items()}
-    else:
-        stored = store.metadata.get(CLIP_LABELS)
-        if not stored:
-            raise ConfigError(
-                f"{config.store} holds no labels; give --labels=FILE.csv (clip, possible, group, category)"
-            )
-        table = {name: (bool(possible), group, category) for name, possible, group, category in stored}
-    names = store.names
-    kept = [i for i in sorted(store.finished()) if names[i] in table]
-    if not kept:
-        raise MissingDataError(f"none of the {len(names)} clips of {config.store} has a label")
-    found = [table[names[i]] for i in kept]
-    labels = Labels(np.array([f[0] for f in found]), np.array([f[1] for f in found]), np.array([f[2] for f in found]))
-    features = stored_features(store, kept)
-    states, entering = blocks_and_input(features)
-    sources = [
-        Source("states", "stored states", "states", "trained", states, "all blocks and noise levels"),
-        Source(
-            "shuffled", "shuffled labels", "null", "trained", states, "labels permuted inside scenes", shuffled=True
-        ),
-    ]
-    if entering.arrays:
-        sources.append(Source("input", "what enters block 0", "comparison", "trained", entering))
-    protocol = Protocol(
-        outer=config.outer, inner=config.inner, repeats=config.repeats, seed=config.seed,
-        published_seeds=config.published_seeds,
+    """Probe everything that is stored under the protocols of the flags, with shuffled labels as the control.
+
+    Raises
+    ------
+    MissingDataError : there is no store, or none of its clips has a label.
+    ConfigError : the stores hold no labels and none are given, or are not about the same clips.
+    """
+    stores, noised = open_stores(config.store)
+    main = next(iter(stores.values()))
+    labels, kept = stored_labels(config, main, set.intersection(*(store.finished() for store in stores.values())))
+    names = [main.names[i] for i in kept]
+    noised = {
+        name: store for name, store in noised.items() if store.names == names and len(store.finished()) == len(names)
+    }
+    models = {name: store for name, store in stores.items() if name not in (*VARIANTS, PROMPT)}
+    sources = make_sources(
+        models, noised, {}, kept, variants={name: store for name, store in stores.items() if name not in models},
+        encoders=kept_encoders(config.store, names),
     )  # fmt: skip
-    sigmas = store.metadata["sigmas"]
+    sources = [source for source in sources if source.features.arrays]  # inputs are not stored
+    notes = tuple(main.metadata.get(NOTES, ()))
     with Workdir(workdir, config) as work:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
         with work.stage("probe", clips=len(kept)):
-            answers = analyse(sources, labels, protocol)
+            answers = analyse(sources, labels, config.protocol())
         probe_csv(workdir / "probe.csv", csv_rows(answers, labels, {}, config.seed))
         result = result_json(answers, labels, {}, config.seed)
-        work.write_result({**result, "clips": len(kept), "scenes": len(set(labels.groups.tolist()))})
+        work.write_result(
+            {**result, "clips": len(kept), "scenes": len(set(labels.groups.tolist())), "notes": list(notes)}
+        )
         study = dataclasses.replace(
-            report_study(answers, labels, {}, sigmas, config.seed),
+            report_study(answers, labels, {}, main.metadata["sigmas"], config.seed),
             title=f"Linear probes on {config.store}",
+            notes=notes,
             config=work.config,
             environment=work.sessions()[-1],
             command=" ".join(map(str, work.sessions()[-1]["command"])),
         )
         write_report(workdir / "report.html", study)
         work.finish(("result.json", "probe.csv"))
-    states_entry = result["headline"]["states"]
-    print(f"states {100 * states_entry['value']:.1f} % -> {workdir / 'report.html'}")
+    entry = result["headline"].get("states")
+    print((f"states {100 * entry['value']:.1f} % " if entry else "") + f"-> {workdir / 'report.html'}")
+
+
+def open_stores(folder: Path) -> tuple[dict[str, ActivationStore], dict[str, ActivationStore]]:
+    """The stores of a study's workdir, the model itself first, and those on noised latents; or one store, as "trained".
+
+    Raises
+    ------
+    MissingDataError : `folder` is neither.
+    ConfigError : the stores are not about the same clips.
+    """
+    if not (folder / "store").is_dir():
+        return {MODELS[0]: ActivationStore.open(folder)}, {}
+    found = {
+        place.name: ActivationStore.open(place) for place in sorted((folder / "store").iterdir()) if place.is_dir()
+    }
+    if MODELS[0] not in found:
+        raise MissingDataError(
+            f"{folder / 'store'} has no {MODELS[0]}/, the model's own store; it holds {', '.join(found)}"
+        )
+    order = [*(name for name in MODELS if name in found), *(name for name in found if name not in MODELS)]
+    stores = {name: found[name] for name in order}
+    first = stores[MODELS[0]]
+    other = next((name for name, store in stores.items() if store.names != first.names), None)
+    if other is not None:
+        raise ConfigError(f"{folder}: the stores {MODELS[0]} and {other} are not about the same clips")
+    place = folder / "noised" / MODELS[0]
+    return stores, {MODELS[0]: ActivationStore.open(place)} if place.is_dir() else {}
+
+
+def kept_encoders(folder: Path, names: Sequence[str]) -> dict[str, Features]:
+    """What a study's encoders made of exactly these clips, by the encoder's name."""
+    found = {path.stem: read_features(path) for path in sorted((folder / "encoders").glob("*.npz"))}
+    return {name: part[1] for name, part in found.items() if part is not None and part[0].endswith(str(list(names)))}
+
+
+def stored_labels(config: ProbeConfig, store: ActivationStore, finished: set[int]) -> tuple[Labels, list[int]]:
+    """Labels from the csv of the flags or the store's metadata, and the clips that have one and are of whole scenes."""
+    rows: Mapping[str, Sequence[Any]]
+    if config.labels is not None:
+        rows = {name: (row.possible, row.group, row.category) for name, row in read_labels(config.labels).items()}
+    elif stored := store.metadata.get(CLIP_LABELS):
+        rows = {name: row for name, *row in stored}
+    else:
+        raise ConfigError(f"{config.store} holds no labels; give --labels=FILE.csv (clip, possible, group, category)")
+    names = store.names
+    broken = {rows[name][1] for i, name in enumerate(names) if name in rows and i not in finished}
+    kept = [i for i in sorted(finished) if names[i] in rows and rows[names[i]][1] not in broken]
+    if not kept:
+        raise MissingDataError(
+            f"no scene of {config.store} is whole and labelled: {len(names)} clips, {len(rows)} labels"
+        )
+    found = [rows[names[i]] for i in kept]
+    matched = store.metadata.get(MATCHED)
+    groups = np.array([row[1] for row in found])
+    attribute = np.array([row[3] for row in found]) if all(len(row) > 3 for row in found) else None
+    labels = Labels(
+        np.array([row[0] for row in found], bool),
+        groups,
+        np.array([row[2] for row in found]),
+        None if matched is None else np.array([matched[i] for i in kept]),
+        attribute if attribute is not None and recurs(attribute, groups) else None,
+    )
+    return labels, kept

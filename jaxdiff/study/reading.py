@@ -1,7 +1,9 @@
 """Clips to activations: decode, encode, run the flow backwards, store what the taps read, clip by clip resumable."""
 
 import dataclasses
+import functools
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,14 @@ from jaxdiff.mesh import PADDING, MicroBatch, data_mesh, micro_batches, replicat
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.store import ActivationStore
-from jaxdiff.taps import Tap
+from jaxdiff.taps import Edit, Tap
 
 # What enters the first block is the noised input itself, in a linear embedding: the row that every block's
 # accuracy must be set against.
 INPUT = "input"
+
+# Frames as they are, from the last to the first, and in an order drawn for every scene.
+ORDERS = ("forward", "reversed", "shuffled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Reading:
     stream : write captures from inside the program (bounded memory) instead of returning them.
     error_steps : invert every clip once more on so few of the grid's points, and record how far the ends are apart
         (see `coarse_error`); 0 for not at all.
+    order : of the frames, see `frame_order`; `order_seed` draws it.
     """
 
     frames: int
@@ -58,8 +64,12 @@ class Reading:
     clips_per_device: int = 4
     stream: bool = False
     error_steps: int = 0
+    order: str = ORDERS[0]
+    order_seed: int = 0
 
     def __post_init__(self):
+        if self.order not in ORDERS:
+            raise ConfigError(f"order is {self.order!r}; choose from {', '.join(ORDERS)}")
         if not 0 <= self.error_steps < self.steps:
             raise ConfigError(f"error_steps is {self.error_steps}; it must be below the {self.steps} steps of the run")
         if self.clips_per_device < 1:
@@ -87,6 +97,12 @@ class Reading:
             "capture_at": self.capture_at,
         }
 
+    def ordered(self, clip: Clip, video: np.ndarray) -> np.ndarray:
+        """The clip's frames [T, H, W, 3] in the order in which they are to be seen."""
+        if self.order == ORDERS[0]:
+            return video
+        return video[frame_order(self.order, len(video), clip.group, self.order_seed)]
+
     def reader(self, clips: Sequence[Clip], skip_bad_clips: bool) -> ClipReader:
         return ClipReader(
             [clip.path for clip in clips],
@@ -97,6 +113,17 @@ class Reading:
             skip_bad_clips=skip_bad_clips,
             ahead=2 * self.clips_per_device,
         )
+
+
+def frame_order(order: str, frames: int, group: str, seed: int) -> np.ndarray:
+    """Indices [T] of the frames in the order "forward", "reversed" or "shuffled".
+
+    A shuffled order is drawn once for a scene: its clips, which match frame by frame, still match afterwards, and nothing
+    but the order of time is lost.
+    """
+    if order != "shuffled":
+        return np.arange(frames)[:: -1 if order == "reversed" else 1]
+    return np.random.default_rng([seed, zlib.crc32(group.encode())]).permutation(frames)
 
 
 class Encoded:
@@ -151,25 +178,47 @@ class Batches:
         for batch in micro_batches(zip(self.todo, known, strict=True), self.reading.clips_per_device, self.mesh):
             yield batch, shard_batch(np.stack(batch.items), self.mesh)
 
-    def conditioned(self, cond: Conditioning) -> Iterator[tuple[MicroBatch, jax.Array, Conditioning]]:
+    def conditioned(self, cond: "Conditioning | Prompts") -> Iterator[tuple[MicroBatch, jax.Array, Conditioning]]:
         """Yields (micro-batch, latents, conditioning): `cond`, and where the network needs an image, that every clip
         begins with its own first frame."""
         if not self.pipeline.family.needs_image(self.pipeline.transformer):
             for batch, latents in self:
-                yield batch, latents, cond
+                yield batch, latents, self._told(cond, batch)
             return
         for batch, video, latents in self.with_video():
-            yield batch, latents, continuing(self.pipeline, cond, video)
+            yield batch, latents, continuing(self.pipeline, self._told(cond, batch), video)
+
+    def _told(self, cond: "Conditioning | Prompts", batch: MicroBatch) -> Conditioning:
+        if isinstance(cond, Conditioning):
+            return cond
+        rows = [*range(batch.real), *[batch.real - 1] * (len(batch.clip_ids) - batch.real)]  # padding repeats the last
+        return shard_batch(cond.of(self.pipeline, [self.clips[batch.clip_ids[k]] for k in rows]), self.mesh)
 
     def with_video(self) -> Iterator[tuple[MicroBatch, jax.Array, jax.Array]]:
         """Yields (micro-batch, video uint8 [B, T, H, W, 3], latents [B, T', H', W', C])."""
         reader = self.reading.reader([self.clips[i] for i in self.todo], self.skip_bad_clips)
-        numbered = ((self.todo[position], video) for position, video in reader)
+        numbered = (
+            (i, self.reading.ordered(self.clips[i], video)) for i, video in ((self.todo[k], v) for k, v in reader)
+        )
         for batch in micro_batches(numbered, self.reading.clips_per_device, self.mesh):
             video = shard_batch(np.stack(batch.items), self.mesh)
-            yield batch, video, self.pipeline.encode(video)
+            # Laid out as kept latents are, or the same program would be compiled once for each of the two.
+            yield batch, video, shard_batch(self.pipeline.encode(video), self.mesh)
         names = {str(self.clips[i].path): self.clips[i].name for i in self.todo}
         self.skipped.update({names[path]: reason for path, reason in reader.skipped.items()})
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["prompts"])
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """In the place of one conditioning for all clips: pairs (name of the clip, its own prompt)."""
+
+    prompts: tuple[tuple[str, str], ...]
+
+    def of(self, pipeline: Pipeline, clips: Sequence[Clip]) -> Conditioning:
+        """Conditioning [B, N, D] of the clips, from the cache where their prompts were embedded before."""
+        table = dict(self.prompts)
+        return pipeline.condition(prompt=[table[clip.name] for clip in clips])
 
 
 def continuing(pipeline: Pipeline, cond: Conditioning, video: jax.Array | np.ndarray) -> Conditioning:
@@ -180,7 +229,7 @@ def continuing(pipeline: Pipeline, cond: Conditioning, video: jax.Array | np.nda
 def invert_clips(
     pipeline: Pipeline,
     clips: Sequence[Clip],
-    cond: Conditioning,
+    cond: Conditioning | Prompts,
     reading: Reading,
     folder: Path,
     *,
@@ -189,11 +238,13 @@ def invert_clips(
     skip_bad_clips: bool = False,
     encoded: Encoded | None = None,
     title: str = "invert",
+    edits: Sequence[Edit] = (),
 ) -> tuple[ActivationStore, dict[str, str]]:
     """Invert every clip and store what the taps read.
 
     A network that continues an image is told the first frame of each clip. A clip that is stored is not computed again, so an interrupted run continues; its record holds the statistics of the
     noise that it ended in, and its `coarse_error` if that was asked for. Latents come from `encoded` where it has them.
+    `edits` write into the network meanwhile; say in `metadata` which, or a store made with others is taken for this one.
 
     Returns
     -------
@@ -221,7 +272,7 @@ def invert_clips(
                 ids = batch.clip_ids.copy()
                 sink = store.sink(ids, mesh) if reading.stream else None
                 try:
-                    trajectory = invert(pipeline, latents, told, taps=taps, sink=sink, **reading.walk())
+                    trajectory = invert(pipeline, latents, told, taps=taps, sink=sink, edits=edits, **reading.walk())
                 except DivergedError as error:
                     trajectory = _without(error, ids, clips, diverged, skip_bad_clips)
                 if trajectory is not None and (ids != PADDING).any():

@@ -1,16 +1,28 @@
 """Answers as tables: probe.csv, result.json and the data of the report."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxdiff.probes import statistics
-from jaxdiff.report.study import Check, Curve, Estimate, Grid, Group, Row, Study, percent
-from jaxdiff.study.analysis import Answer, Labels
-from jaxdiff.study.features import Candidate
+from jaxdiff.probes.cross_validation import NESTED
+from jaxdiff.report.study import Check, Curve, Estimate, Grid, Group, Row, Study
+from jaxdiff.study.analysis import Answer, Labels, matched_pairs
+from jaxdiff.study.curves import best_blocks, confusion
+from jaxdiff.study.features import place_columns
 from jaxdiff.study.inputs import Surprise
+from jaxdiff.study.measures import (
+    GIVEN,
+    capacity_json,
+    capacity_lines,
+    capacity_table,
+    csv_lines,
+    estimate_json,
+    flat_json,
+    measures_table,
+)
+from jaxdiff.study.protocols import protocols, protocols_json, published_rows, published_summary
 
 CHANCE = 0.5
 CATEGORY_NAMES = {
@@ -20,7 +32,6 @@ CATEGORY_NAMES = {
 }
 MODEL_NAMES = {"trained": "trained", "structureless": "structure-less", "untrained": "untrained, gates open"}
 KINDS = {"trained": "states", "structureless": "null", "untrained": "null"}
-MODELS = ("states", "structureless", "untrained")  # sources that are a model's blocks
 INPUTS = {"states": "input", "structureless": "structureless.input", "untrained": "untrained.input"}
 
 # Aims that were set before the run; see docs. A miss is reported as one.
@@ -31,12 +42,6 @@ SURPRISE_LEVEL = 0.7  # the noise level whose surprise is quoted in result.json
 
 def _estimate(value: float, interval) -> Estimate:
     return Estimate(float(value), *map(float, interval))
-
-
-def estimate_json(estimate: Estimate) -> dict[str, float | None]:
-    """An estimate for result.json; None where there is no number."""
-    parts = dataclasses.asdict(estimate)
-    return {name: float(value) if np.isfinite(value) else None for name, value in parts.items()}
 
 
 def _pairwise(answer: Answer) -> Estimate | None:
@@ -53,22 +58,15 @@ def paired_gap(answer: Answer, other: Answer, seed: int) -> Estimate:
 def pairwise_surprise(found: Surprise, labels: Labels, seed: int) -> list[Estimate]:
     """Share of (possible, impossible) pairs of a scene in which the impossible clip has the higher denoising loss,
     ties one half, one estimate a level."""
-    y, groups = labels.possible, labels.groups
-    return [
-        _estimate(
-            statistics.pairwise_accuracy(-column, y, groups),
-            statistics.pairwise_interval(-column, y, groups, seed=seed),
-        )
-        for column in found.losses.T
-    ]
+    return [_estimate(*matched_pairs(-column, labels, seed=seed)) for column in found.losses.T]
 
 
 def rows(answers: Mapping[str, Answer], seed: int) -> tuple[Row, ...]:
-    """The headline table."""
+    """The headline table: the corrected protocol's accuracies, none where it was not run."""
     states = answers["states"]
     table = []
     for key, answer in answers.items():
-        if not answer.source.listed:
+        if not answer.source.listed or answer.nested is None:
             continue
         table.append(
             Row(
@@ -77,7 +75,7 @@ def rows(answers: Mapping[str, Answer], seed: int) -> tuple[Row, ...]:
                 _estimate(answer.result.accuracy, answer.result.interval),
                 answer.source.kind,
                 pairwise=_pairwise(answer),
-                gap=None if key == "states" else paired_gap(states, answer, seed),
+                gap=None if key == "states" else paired_gap(answers.get(key.partition(".")[2], states), answer, seed),
                 note=answer.source.note,
             )
         )
@@ -86,13 +84,15 @@ def rows(answers: Mapping[str, Answer], seed: int) -> tuple[Row, ...]:
 
 def checks(table: Sequence[Row]) -> tuple[Check, ...]:
     """The aims: states at 62 % and 8 points above every null control."""
+    if not table:
+        return ()
     states = table[0].estimate
     made = [
         Check("accuracy of the states", f"{100 * states.value:.1f} %", f"at least {100 * AIM_ACCURACY:.0f} %",
               states.value >= AIM_ACCURACY)
     ]  # fmt: skip
     for row in table:
-        if row.kind == "null":
+        if row.controls_claim:
             gap = states.value - row.estimate.value
             made.append(
                 Check(f"states above {row.name}", f"{100 * gap:+.1f} points", f"at least {100 * AIM_GAP:.0f} points",
@@ -104,7 +104,7 @@ def checks(table: Sequence[Row]) -> tuple[Check, ...]:
 def grid_rows(
     answers: Mapping[str, Answer], key: str, sigmas: int, of: Callable[[Answer, str], Sequence[np.ndarray]]
 ) -> tuple[tuple[str, ...], int, list[np.ndarray]]:
-    """Rows of a model's heatmap from the bottom: VAE latents, x_sigma, then its blocks.
+    """Rows of a source's heatmap from the bottom: for the models of `INPUTS` VAE latents and x_sigma, then the blocks.
 
     The latents' row is their average over tokens, so that it is pooled as all other rows are; it has one noise level, 0.
 
@@ -121,6 +121,8 @@ def grid_rows(
     blocks = sorted({c.block for c in answer.source.features.candidates[name]})
     names = [str(block) for block in blocks]
     parts = [[part.reshape(len(blocks), sigmas, *part.shape[1:]) for part in of(answer, name)]]
+    if key not in INPUTS:
+        return tuple(names), 0, parts[0]
     entering = answers.get(INPUTS[key])
     if entering is not None:
         parts.insert(0, [part[None] for part in of(entering, name.replace("block_out", "input"))])
@@ -139,12 +141,18 @@ def _read(answer: Answer) -> str:
     return answer.source.mean_pooled or next(iter(answer.source.features.arrays))
 
 
+def heatmaps(answers: Mapping[str, Answer]) -> list[str]:
+    """Keys of the sources with a heatmap: the models, then each further read beside its controls, then the others."""
+    keys = [key for key, answer in answers.items() if answer.source.title]
+    reads = [key for key in keys if answers[key].source.kind == "states" and key not in INPUTS]
+    place = {f"{before}{read}": i for i, read in enumerate(reads) for before in ("", *(f"{key}." for key in INPUTS))}
+    return sorted(keys, key=lambda key: -1 if key in INPUTS else place.get(key, len(reads)))
+
+
 def grids(answers: Mapping[str, Answer], sigmas: Sequence[float]) -> tuple[Grid, ...]:
-    """Depth by noise level, one heatmap a model; see `grid_rows`."""
+    """Depth by noise level, one heatmap for every source that has a title for it; see `grid_rows`."""
     made = []
-    for key in MODELS:
-        if key not in answers:
-            continue
+    for key in heatmaps(answers):
         answer = answers[key]
         names, inputs, (accuracy, low, high) = grid_rows(answers, key, len(sigmas), _cells)
         chosen: dict[tuple[int, int], int] = {}
@@ -152,14 +160,13 @@ def grids(answers: Mapping[str, Answer], sigmas: Sequence[float]) -> tuple[Grid,
             if array == _read(answer):
                 cell = (names.index(str(candidate.block)), candidate.slot)
                 chosen[cell] = chosen.get(cell, 0) + 1
-        model = answer.source.model
         made.append(
             Grid(
-                MODEL_NAMES.get(model, model),
+                answer.source.title,
                 accuracy,
                 np.asarray(sigmas, float),
                 names,
-                kind=KINDS.get(model, "states"),
+                kind=answer.source.kind,
                 inputs=inputs,
                 low=low,
                 high=high,
@@ -170,9 +177,18 @@ def grids(answers: Mapping[str, Answer], sigmas: Sequence[float]) -> tuple[Grid,
 
 
 def _cells(answer: Answer, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Accuracy, low and high of every candidate of an array."""
-    interval = answer.result.grid_interval[name]
-    return answer.result.grid[name], interval[:, 0], interval[:, 1]
+    """Accuracy, low and high of every candidate of an array; without the corrected protocol, mean over published splits."""
+    if answer.nested is None:
+        unknown = np.full(len(answer.source.features.candidates[name]), np.nan)
+        published = {} if answer.published is None else answer.published.accuracy
+        return published[name].mean(0) if name in published else unknown, unknown, unknown
+    interval = answer.nested.grid_interval[name]
+    return answer.nested.grid[name], interval[:, 0], interval[:, 1]
+
+
+def compared(key: str, kind: str) -> bool:
+    """Whether a source is taken apart further: not comparisons, controls of further reads, nor features made of nothing."""
+    return kind != "comparison" and "." not in key and key not in ("projections", "gaussian", "frame_bag")
 
 
 def by_category(answers: Mapping[str, Answer], labels: Labels, seed: int) -> tuple[Group, ...]:
@@ -182,8 +198,10 @@ def by_category(answers: Mapping[str, Answer], labels: Labels, seed: int) -> tup
             answer.result.predictions, answer.result.labels, labels.groups, labels.categories, seed=seed
         )
         for key, answer in answers.items()
-        if answer.source.listed and answer.source.kind != "comparison"
+        if answer.source.listed and compared(key, answer.source.kind) and answer.nested is not None
     }
+    if not found:
+        return ()
     return tuple(
         Group(
             CATEGORY_NAMES.get(category, category),
@@ -191,58 +209,6 @@ def by_category(answers: Mapping[str, Answer], labels: Labels, seed: int) -> tup
         )
         for category in sorted(set(labels.categories.tolist()))
     )
-
-
-def protocols(answers: Mapping[str, Answer]) -> tuple[Group, ...]:
-    """The same sources under the published protocol (its two numbers) and under the corrected one.
-
-    The published numbers have no interval: their spread over seeds does not know that seeds share clips.
-    """
-    both = {key: answer for key, answer in answers.items() if answer.published is not None}
-    if not both:
-        return ()
-    found = {key: answer.published for key, answer in both.items() if answer.published is not None}
-    seeds = len(next(iter(found.values())).best_by_seed)
-    optimism = "The cell is chosen on the fold that is reported, which is optimistic: the best of many is above chance"
-    if "shuffled" in found:
-        witness = found["shuffled"]
-        cells = sum(array.shape[1] for array in witness.accuracy.values())
-        optimism += (
-            f" by luck. Labels shuffled inside scenes, where there is nothing to find, are the witness: the best of "
-            f"{cells} cells reports {percent(witness.best)} for them. A source with a single cell gets no such bonus"
-        )
-    return (
-        Group(
-            "published, best cell",
-            {key: Estimate(result.best) for key, result in found.items()},
-            f"{optimism}. 60/40 split by scene, no standardisation, Adam for 50 epochs, mean of {seeds} splits.",
-        ),
-        Group(
-            "published, mean of cells",
-            {key: Estimate(result.mean) for key, result in found.items()},
-            "The same probes averaged over all cells: nothing is chosen, and good cells are diluted by bad ones.",
-        ),
-        Group(
-            "corrected",
-            {key: _estimate(answer.result.accuracy, answer.result.interval) for key, answer in both.items()},
-            "Cell, pooling and penalty are chosen in inner folds; scored on outer ones; 95 % interval over scenes.",
-        ),
-    )
-
-
-def _protocols_json(answers: Mapping[str, Answer]) -> dict[str, Any]:
-    published = {}
-    for key, answer in answers.items():
-        result = answer.published
-        if result is not None:
-            errors = {"best_error": result.best_error, "mean_error": result.mean_error}
-            published[key] = {
-                "best": result.best,
-                "mean": result.mean,
-                "seeds": len(result.best_by_seed),
-                **{name: value if np.isfinite(value) else None for name, value in errors.items()},
-            }
-    return {"published": published} if published else {}
 
 
 def report_study(
@@ -254,6 +220,11 @@ def report_study(
 ) -> Study:
     """Everything of the report that follows from the numbers."""
     table = rows(answers, seed)
+    names = {row.key: row.name for row in table}
+    measured = {key: answers[key].measures for key in names}
+    tables = [measures_table(names, {k: m for k, m in measured.items() if m is not None})] if names else []
+    tables += [capacity_table(a.capacity) for a in answers.values() if a.capacity is not None]
+    told = {key: answer for key, answer in answers.items() if answer.nested is not None}
     curves = []
     for model, found in surprises.items():
         points = pairwise_surprise(found, labels, seed)
@@ -269,6 +240,7 @@ def report_study(
         )
     return Study(
         title="",
+        summary=published_summary(answers),
         rows=table,
         chance=CHANCE,
         checks=checks(table),
@@ -276,9 +248,14 @@ def report_study(
         categories=by_category(answers, labels, seed),
         protocols=protocols(answers),
         surprise=tuple(curves),
+        panels=best_blocks(told),
+        tables=(*(confusion(told, labels, CATEGORY_NAMES, seed) if told else ()), *tables),
         conditional_on=(
             "the trained networks (one training seed each) and the folds of this seed",
             "scenes, which are resampled; clips of one scene stay together",
+            f"accuracies, pairs, gaps, AUC and error rates of sources: {NESTED}",
+            f"cells of the heatmaps: {GIVEN['fits']}",
+            f"surprise: {GIVEN['nothing fitted']}",
         ),
     )
 
@@ -289,14 +266,28 @@ def result_json(
     """The part of result.json that the probes determine."""
     table = rows(answers, seed)
     study = Study(title="", rows=table, chance=CHANCE)
+    listed = {key: answer for key, answer in answers.items() if answer.source.listed}
     result: dict[str, Any] = {
         "headline": study.headline(),
         "gaps": {row.key: estimate_json(row.gap) for row in table if row.gap},
         "pairwise": {row.key: round(row.pairwise.value, 6) for row in table if row.pairwise},
         "checks": {check.name: check.met for check in checks(table)},
-        "sources": {row.key: {"name": row.name, "kind": row.kind, "note": row.note} for row in table},
-        "protocols": _protocols_json(answers),
+        "sources": {
+            key: {"name": answer.source.name, "kind": answer.source.kind, "note": answer.source.note}
+            for key, answer in listed.items()
+        },
+        "protocols": protocols_json(answers),
+        "statistics": flat_json({key: a.measures for key, a in listed.items() if a.measures is not None}),
+        "intervals": {
+            "level": 0.95,
+            "headline, gaps, pairwise, statistics, capacity": GIVEN["fits, choices"],
+            "cells": GIVEN["fits"],
+            "surprise": GIVEN["nothing fitted"],
+        },
     }
+    states = answers["states"].capacity
+    if states is not None:
+        result["capacity"] = capacity_json(states)
     if surprises:
         result["surprise"] = {}
         for name, found in surprises.items():
@@ -315,55 +306,40 @@ def csv_rows(
     common = {"clips": clips, "scenes": scenes, "category": "all"}
     lines: list[dict[str, Any]] = []
     for answer in answers.values():
-        source = answer.source
-        base = {
-            **common,
-            "protocol": "corrected",
-            "model": source.model,
-            "source": source.key,
-            "metric": "accuracy",
-        }
-        low, high = answer.result.interval
-        lines.append({**base, "value": answer.result.accuracy, "low": low, "high": high})
-        for fold, (_, candidate, penalty) in enumerate(answer.chosen):
-            lines.append({**base, **_place(candidate), "metric": "chosen", "fold": fold, "penalty": penalty})
-        for name, candidates in source.features.candidates.items():
-            for candidate, value, low, high in zip(candidates, *_cells(answer, name), strict=True):
-                lines.append({**base, **_place(candidate), "value": value, "low": low, "high": high})
-        lines += _published_rows(answer, {**base, "protocol": "published"})
+        base = {**common, "protocol": "corrected", "model": answer.source.model, "source": answer.source.key}
+        lines += _corrected_rows(answer, base)
+        lines += published_rows(answer, {**base, "protocol": "published", "metric": "accuracy"})
     for model, found in surprises.items():
         for sigma, point in zip(found.sigmas, pairwise_surprise(found, labels, seed), strict=True):
             lines.append(
                 {**common, "model": model, "source": "surprise", "sigma": sigma, "metric": "pairwise",
-                 "value": point.value, "low": point.low, "high": point.high}
+                 "value": point.value, "low": point.low, "high": point.high, "given": "nothing fitted"}
             )  # fmt: skip
     return lines
 
 
-def _published_rows(answer: Answer, base: dict[str, Any]) -> list[dict[str, Any]]:
-    """The paper's two numbers, each split's best cell, and every cell averaged over splits."""
-    result, candidates = answer.published, answer.source.features.candidates
+def _corrected_rows(answer: Answer, base: dict[str, Any]) -> list[dict[str, Any]]:
+    """The source's statistics, what the folds chose, and every cell."""
+    result, candidates = answer.nested, answer.source.features.candidates
     if result is None:
         return []
-    lines = [
-        {**base, "metric": "best_accuracy", "value": result.best},
-        {**base, "metric": "mean_accuracy", "value": result.mean},
+    headline = [("accuracy", result.accuracy, result.interval)]
+    if result.pairwise is not None and result.pairwise_interval is not None:
+        headline.append(("pairwise", result.pairwise, result.pairwise_interval))
+    lines: list[dict[str, Any]] = [
+        {**base, "metric": metric, "value": value, "low": low, "high": high, "given": "fits, choices"}
+        for metric, value, (low, high) in headline
     ]
-    for repeat, ((name, cell), value) in enumerate(zip(result.best_cells, result.best_by_seed, strict=True)):
-        place = _place(candidates[name][cell])
-        lines.append({**base, **place, "metric": "best_accuracy", "repeat": repeat, "value": value})
-    for name, accuracy in result.accuracy.items():
-        for candidate, value in zip(candidates[name], accuracy.mean(0), strict=True):
-            lines.append({**base, **_place(candidate), "value": value})
+    places = [place_columns(c) for name in result.cells for c in candidates[name]]
+    if answer.measures is not None:
+        lines += csv_lines(answer.measures, places, base)
+    if answer.capacity is not None:
+        lines += capacity_lines(answer.capacity, base)
+    for choice, (_, candidate, penalty) in zip(result.chosen, answer.chosen, strict=True):
+        fold = {"repeat": choice.repeat, "fold": choice.fold, "penalty": penalty}
+        lines.append({**base, **place_columns(candidate), "metric": "chosen", **fold})
+    for name in candidates:
+        for candidate, value, low, high in zip(candidates[name], *_cells(answer, name), strict=True):
+            ends = {"low": low, "high": high, "given": "fits"}
+            lines.append({**base, **place_columns(candidate), "metric": "accuracy", "value": value, **ends})
     return lines
-
-
-def _place(candidate: Candidate) -> dict[str, Any]:
-    block = None if candidate.block < 0 else candidate.block
-    return {
-        "site": candidate.site,
-        "pooling": candidate.pooling,
-        "block": block,
-        "step": candidate.slot,
-        "sigma": candidate.sigma,
-    }

@@ -61,7 +61,7 @@ class TrainState:
 
 
 def fit(
-    loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
     params: Any,
     recipe: Recipe,
     data: Any,
@@ -70,6 +70,7 @@ def fit(
     checkpoint_every: int = 250,
     report: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     report_every: int = 25,
+    average: bool = False,
 ) -> TrainState:
     """Train `params`; continue from the newest checkpoint in `workdir` if there is one.
 
@@ -84,6 +85,7 @@ def fit(
     workdir : checkpoints go to ``workdir/checkpoints/<step>``; None keeps none.
     report : called every `report_every` steps and at the last one with the metrics of that step (host floats), "loss"
         and "seconds_per_step" among them. Only then does the host wait for the device.
+    average : hand `loss` the moving average of the parameters before the step as a fourth argument.
 
     Raises
     ------
@@ -106,7 +108,8 @@ def fit(
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state: TrainState, data):
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
-        (value, metrics), grads = value_and_grad(state.params, data, jax.random.fold_in(key, state.step))
+        teacher = (state.ema,) if average else ()
+        (value, metrics), grads = value_and_grad(state.params, data, jax.random.fold_in(key, state.step), *teacher)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average follows closely, so that it does not remember the initialisation.

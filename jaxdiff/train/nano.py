@@ -181,11 +181,19 @@ class BackboneTraining:
     prompt_dropout: float = 0.5
 
 
+DRAWN = 64  # clips a batch, in which the training clips are drawn
+
+
+def clips_key(seed: int) -> jax.Array:
+    """From where the training clips of a seed come: batch i, of `DRAWN`, is drawn with ``fold_in(clips_key(seed), i)``."""
+    return jax.random.key(_LATENTS + seed)
+
+
 def encode_world(
     vae: Network,
     config: BackboneTraining,
     progress: Callable[[int], None] = lambda n: None,
-    batch: int = 64,
+    batch: int = DRAWN,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Latents and prompt words of the training clips, drawn from the training seed.
 
@@ -202,7 +210,7 @@ def encode_world(
         mean = jnp.split(module.encode(worlds.normalise(drawn.video)), 2, axis=-1)[0]
         return module.normalise(mean), drawn.words
 
-    first = jax.random.key(_LATENTS + config.recipe.seed)
+    first = clips_key(config.recipe.seed)
     latents, words = [], []
     for i in range(-(-config.clips // batch)):
         z, w = one(vae, jax.random.fold_in(first, i))

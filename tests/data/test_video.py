@@ -1,7 +1,9 @@
 """Reading clips: which frames, which pixels, and what happens to clips that cannot be read."""
 
 import struct
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -317,9 +319,38 @@ def test_the_reader_keeps_order_and_counts_what_it_skips(tmp_path):
         list(ClipReader(clips))
 
 
+def test_sound_arrays_are_read_however_many_threads_open_them(tmp_path):
+    np.save(tmp_path / "clip.npy", np.zeros((1, 2, 2, 3), np.uint8))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        read = [i for i, _ in ClipReader([tmp_path / "clip.npy"] * 1000, threads=4, ahead=8)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert read == list(range(1000))
+
+
 def test_a_reader_that_is_dropped_leaves_no_thread_behind(tmp_path):
     np.save(tmp_path / "clip.npy", np.zeros((3, 8, 8, 3), np.uint8))
     iterator = iter(ClipReader([tmp_path / "clip.npy"] * 50))
     next(iterator)
+    assert [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
     iterator.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("clip-reader")]
+    deadline = time.monotonic() + 30  # they end when what they decode is decoded
+    while [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_shards_share_the_clips_out_and_keep_their_places(tmp_path):
+    clips = []
+    for i in range(7):
+        np.save(tmp_path / f"{i}.npy", np.full((1, 8, 8, 3), i, np.uint8))
+        clips.append(tmp_path / f"{i}.npy")
+    parts = [ClipReader(clips, shard=(k, 3)) for k in range(3)]
+    read = [[(i, int(clip.max())) for i, clip in part] for part in parts]
+    assert read[1] == [(1, 1), (4, 4)] and [len(part) for part in parts] == [3, 2, 2]
+    assert sorted(pair for part in read for pair in part) == [(i, i) for i in range(7)]
+    assert list(ClipReader(clips[:1], shard=(1, 2))) == []
+    with pytest.raises(ConfigError, match="shard 3 of 3"):
+        ClipReader(clips, shard=(3, 3))

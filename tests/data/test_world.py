@@ -183,7 +183,9 @@ def test_training_clips_are_possible_and_their_control_pairs_at_random():
     draw = jax.jit(lambda key, structure: sample_batch(key, CONFIG, 256, structure), static_argnums=1)
     plausible, independent = (draw(jax.random.key(1), s) for s in ("plausible", "independent"))
     chex.assert_trees_all_equal(plausible.before, plausible.after)
-    np.testing.assert_array_equal(plausible.video[:, : CONFIG.switch], independent.video[:, : CONFIG.switch])
+    # Two programs: a colour halfway between two of the 256 may be rounded either way.
+    before = [np.asarray(scenes.video[:, : CONFIG.switch], np.int16) for scenes in (plausible, independent)]
+    assert np.abs(before[0] - before[1]).max() <= 1
     chex.assert_trees_all_equal(plausible.before, independent.before)
     same = np.mean(independent.before.colour == independent.after.colour)
     assert abs(same - 1 / 6) < 0.1  # 256 draws: 4 standard deviations

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.flow import FixedPoint, fidelity, invert
-from tests.flow.pipelines import WAN, inputs, toy
+from jaxdiff.flow import FixedPoint, fidelity, invert, sample
+from jaxdiff.taps import Tap
+from tests.flow.pipelines import WAN, inputs, tiny_wan, toy
 
 
 def relative_rms(a, b):
@@ -124,3 +125,29 @@ def test_a_solver_that_adds_noise_has_no_convergence():
     pipeline, (x, text) = toy(), inputs()
     with pytest.raises(ConfigError, match="only goes down"):
         fidelity.self_convergence(pipeline, x, text, steps=4, solver="dpmpp_2m_sde")
+
+
+def test_a_known_trajectory_is_the_one_that_the_clip_was_made_on():
+    pipeline, steps, refine = tiny_wan(2), 3, 2
+    noise, text = inputs(2, text_dim=8)
+    known = fidelity.known_trajectory(pipeline, noise, text, steps=steps, refine=refine)
+    grid = WAN.grid(steps)[::-1]
+    fine = np.interp(np.arange(steps * refine + 1) / refine, np.arange(steps + 1), grid)[::-1]
+
+    def made(points):
+        """The state after so many of the fine steps."""
+        return sample(pipeline, noise, text, sigmas=fine[: points + 1], solver="ab2", labels="sigma").latents
+
+    tap = Tap("self_attention_map", name="map")
+    run = invert(pipeline, made(steps * refine), text, steps=steps, taps=(tap,), capture_at=(1,))
+    np.testing.assert_array_equal(known.sigmas, grid[1:])
+    np.testing.assert_allclose(known.error[-1], relative_rms(np.asarray(run.latents), np.asarray(noise)), rtol=1e-3)
+    flat, true = (np.asarray(x).reshape(2, -1) for x in (run.latents, noise))
+    cosine = (flat * true).sum(1) / np.linalg.norm(flat, axis=1) / np.linalg.norm(true, axis=1)
+    np.testing.assert_allclose(known.state[-1], cosine, rtol=1e-4)
+    state = made((steps - 1) * refine)  # where the inversion is after its first step
+    maps = pipeline.evaluate(state, jnp.float32(grid[1]), text, taps=(tap,))[1]["map"]
+    a, b = (np.moveaxis(np.asarray(m), 1, 0).reshape(2, -1) - 0.5 for m in (run.captured["map"][0], maps))
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert known.attention.shape == (steps - 1, 2)
+    np.testing.assert_allclose(known.attention[0], cosine, rtol=1e-4)

@@ -332,3 +332,15 @@ def test_integrate_works_under_jit_vmap_and_grad(name):
 
 def test_x64_does_not_leak_out_of_these_tests():
     assert jnp.ones(1).dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("float64")
+def test_ab2_does_not_blow_up_rounding_over_a_tiny_step_that_was_put_in():
+    def rough(x, sigma):
+        return -x + 1e-3 * jnp.sin(1e7 * sigma)  # a network in low precision: another error at every sigma
+
+    even = np.linspace(0, 1, 21)
+    grid = np.sort(np.append(even, 0.5 - 1e-6))
+    plain, put_in = (integrate(rough, jnp.ones(1), sigmas, "ab2") for sigmas in (even, grid))
+    # The ratio of the steps is 50,000; half of it times an error of 1e-3 over a step of 0.05 would be 1.
+    assert np.abs(put_in - plain).max() < 1e-3

@@ -118,3 +118,44 @@ def test_frame_map_is_the_pooled_dense_map(small_blocks, frames):
 def test_frame_map_refuses_tokens_that_are_not_whole_frames():
     with pytest.raises(ValueError, match="not 5 equal frames"):
         kernels.attention_with_frame_map(*inputs(), frames=5)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_factors_between_groups_multiply_the_weights_before_they_are_normalised(small_blocks, implementation):
+    q, k, v = inputs(queries=50, keys=50)
+    groups = np.repeat([0, 1, 2], [6, 20, 24])
+    factors = np.random.default_rng(2).uniform(0.1, 3.0, (2, 1, 3, 3)).astype(np.float32)
+    factors[:, :, 1, 2] = 0  # cut
+    with np.errstate(divide="ignore"):
+        bias = np.log(factors.astype(np.float64))[..., groups[:, None], groups]
+    between = kernels.Between(jnp.asarray(factors), groups)
+    got = kernels.attention(q, k, v, between=between, implementation=implementation)
+    np.testing.assert_allclose(got, reference(q, k, v, bias)[0], atol=5e-6)
+    other = v.copy()
+    other[:, groups == 2] += 1.0
+    again = kernels.attention(q, k, other, between=between, implementation=implementation)
+    np.testing.assert_array_equal(again[:, groups == 1], got[:, groups == 1])
+
+
+def test_the_frame_map_shows_the_factors(small_blocks):
+    q, k, v = inputs()
+    factors = np.tril(np.ones((1, 1, 4, 4), np.float32))  # a frame attends to itself and to those before it
+    between = kernels.Between.frames(jnp.asarray(factors), 96)
+    out, got = kernels.attention_with_frame_map(q, k, v, frames=4, between=between)
+    with np.errstate(divide="ignore"):
+        bias = np.log(factors)[..., between.groups[:, None], between.groups]
+    expected, weights = reference(q, k, v, bias)
+    np.testing.assert_allclose(out, expected, atol=5e-6)
+    np.testing.assert_allclose(got, weights.reshape(2, 3, 4, 24, 4, 24).sum(-1).mean(3), atol=1e-6)
+
+
+def test_factors_that_do_not_fit_are_refused():
+    q, k, v = inputs()
+    for factors, tokens in ((np.ones((1, 1, 4, 4)), 48), (np.ones((3, 1, 4, 4)), 96), (np.ones((1, 1, 4, 5)), 96)):
+        with pytest.raises(ValueError, match="do not fit"):
+            kernels.attention(q, k, v, between=kernels.Between.frames(jnp.asarray(factors, jnp.float32), tokens))
+    whole = kernels.Between.frames(jnp.ones((1, 1, 4, 4)), 96)
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.attention(q, k[:, :48], v[:, :48], between=whole)
+    with pytest.raises(ValueError, match="'cudnn' knows no factors"):
+        kernels.attention(q, k, v, between=whole, implementation="cudnn")

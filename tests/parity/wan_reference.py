@@ -30,13 +30,13 @@ def clip(seed: int = 5, **changes) -> CLIPVisionModel:
     return randomise(CLIPVisionModel(CLIPVisionConfig(**{**CLIP, **changes})), seed)
 
 
-def pipeline(name: str, scheduler=None):
+def pipeline(name: str, scheduler=None, vae=None):
     """The published pipeline of a variant, every tensor random; the two experts are of different seeds."""
     image_to_video, changes, settings = variants.PIPELINES[name]
     parts = {
         "tokenizer": None,
         "text_encoder": None,
-        "vae": randomise(AutoencoderKLWan(**TINY_VAE), 1),
+        "vae": randomise(AutoencoderKLWan(**TINY_VAE), 1) if vae is None else vae,
         "transformer": wan_transformer(2, num_layers=2, **changes),
         "scheduler": scheduler or FlowMatchEulerDiscreteScheduler.from_config(variants.SCHEDULER),
         **settings,
@@ -63,12 +63,15 @@ def run(model: WanTransformer3DModel, latents, timestep, text, image):
 
 
 @torch.no_grad()
-def sample(made, noise, texts, picture, last=None, *, steps: int, scale: float, scale_2: float | None) -> np.ndarray:
-    """Latents [B, T', H', W', C] that the published pipeline ends in.
+def sample(
+    made, noise, texts, picture, last=None, *, steps: int, scale: float, scale_2: float | None, output: str = "latent"
+) -> np.ndarray:
+    """Latents [B, T', H', W', C] that the published pipeline ends in; with `output` "pt" its video [B, T, H, W, 3] in [0, 1].
 
     noise : [B, T', H', W', C]; texts : prompt and negative prompt [2, B, N, D]; picture, last : PIL, or None.
     """
-    height, width = 8 * noise.shape[2], 8 * noise.shape[3]
+    stride = made.vae_scale_factor_spatial
+    height, width = stride * noise.shape[2], stride * noise.shape[3]
     image = {} if picture is None else {"image": picture, **({} if last is None else {"last_image": last})}
     latents = made(
         prompt_embeds=torch.from_numpy(texts[0]),
@@ -80,10 +83,10 @@ def sample(made, noise, texts, picture, last=None, *, steps: int, scale: float, 
         num_inference_steps=steps,
         guidance_scale=scale,
         **({} if scale_2 is None else {"guidance_scale_2": scale_2}),
-        output_type="latent",
+        output_type=output,
         **image,
     ).frames
-    return latents.permute(0, 2, 3, 4, 1).numpy()
+    return latents.permute((0, 2, 3, 4, 1) if output == "latent" else (0, 1, 3, 4, 2)).numpy()
 
 
 def transformer(name: str, seed: int = 0) -> WanTransformer3DModel:

@@ -13,9 +13,10 @@ from jaxdiff.models.text import UMT5Config, UMT5Encoder
 from jaxdiff.models.wan.transformer import WanTransformerConfig
 from ports import original_ltx, original_wan, t5, wan
 from ports.families import PORTS
+from ports.filling import save_params
 from ports.folder import inspect_folder
 from ports.renaming import renamed
-from ports.table import Ignore, Rule, expected_names, save_params
+from ports.table import Ignore, Rule, expected_names
 from ports.writer import save_pipeline
 from tests.ports.test_folder import CONFIG, VAE_CONFIG, VALUES, folder, state, torch_shapes, unread
 from tests.reference import COGVIDEOX_SCHEDULER, random_state, write_folder

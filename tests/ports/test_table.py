@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxdiff.errors import CheckpointError
-from ports import table as engine
-from ports import transforms
+from ports import filling, transforms
+from ports.filling import load_params, save_params
 from ports.safetensors_reader import Checkpoint
 from ports.safetensors_writer import SafetensorsWriter
-from ports.table import Ignore, Rule, load_params, partition_specs, save_params
+from ports.table import Ignore, Rule, partition_specs
 from ports.transforms import conv3d, drop_first, linear
 from tests.reference import random_state
 
@@ -284,26 +284,27 @@ def test_an_unfinished_file_never_gets_its_name(tmp_path):
 SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from ports import table as engine
+from ports import filling
 from ports.safetensors_reader import Checkpoint
+from ports.table import partition_specs
 from tests.ports.test_table import TABLE, abstract
 
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4, 1), ("data", "fsdp", "seq"))
 table = [rule for rule in TABLE if "ffn" not in rule.source]  # its 37 rows do not divide by 4
 tree = abstract()
 del tree["blocks"]["mlp"]
-shardings = engine.partition_specs(table, tree, mesh)
+shardings = partition_specs(table, tree, mesh)
 kernel = shardings["out"]["kernel"]
 assert kernel.spec == PartitionSpec("fsdp", None), kernel  # this mesh has no tensor axis
 assert shardings["blocks"]["norm"]["scale"].is_fully_replicated
 
-buffers, whole = [], engine.aligned_empty
+buffers, whole = [], filling.aligned_empty
 def recorded(shape, dtype):
     buffers.append(shape)
     return whole(shape, dtype)
-engine.aligned_empty = recorded
+filling.aligned_empty = recorded
 reader = Checkpoint(sys.argv[1])
-params = engine.load_params(reader, table, tree, shardings=shardings)
+params = filling.load_params(reader, table, tree, shardings=shardings)
 assert params["out"]["kernel"].sharding == kernel
 assert {s.data.shape for s in params["out"]["kernel"].addressable_shards} == {(10, 24)}
 np.testing.assert_array_equal(params["out"]["kernel"], reader.view("proj.weight").T)
@@ -337,7 +338,8 @@ import resource, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from ports.safetensors_reader import Checkpoint
-from ports.table import Rule, load_params
+from ports.filling import load_params
+from ports.table import Rule
 from ports.transforms import linear
 
 groups, rows, width = 6, 8, 1024
@@ -390,5 +392,5 @@ def test_the_strip_copy_equals_a_plain_copy():
     x = np.random.default_rng(0).standard_normal((101, 7, 45)).astype(np.float32)
     for source in (x, x.T, x[::2].transpose(1, 2, 0), x[0, 0], x.transpose(2, 0, 1)[:, 3:9]):
         target = np.zeros(source.shape, ml_dtypes.bfloat16)
-        engine._copy(target, source)
+        filling._copy(target, source)
         np.testing.assert_array_equal(target, source.astype(ml_dtypes.bfloat16))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.probes import Interval, statistics
+from jaxdiff.probes import Interval, permutation, statistics
 from tests.probes.scenes import groups_of, labels_of
 
 Y = np.array([True, True, False, False, True, True, False, False])
@@ -115,7 +115,7 @@ def test_intervals_say_what_they_are_conditional_on():
 
 def test_relabelings_are_uniform_over_the_six_of_each_quadruplet():
     order = np.random.default_rng(0).permutation(8)
-    draws = statistics.permute_labels(Y[order], GROUPS[order], 12_000, seed=1)
+    draws = permutation.permute_labels(Y[order], GROUPS[order], 12_000, seed=1)
     for group in "ab":
         patterns, counts = np.unique(draws[:, GROUPS[order] == group], axis=0, return_counts=True)
         assert len(patterns) == 6 and set(patterns.sum(1).tolist()) == {2}
@@ -127,11 +127,11 @@ def test_relabeling_keeps_groups_of_any_size_and_is_deterministic():
     rng = np.random.default_rng(0)
     groups = rng.permutation(np.repeat(np.arange(12), rng.integers(1, 6, 12)))
     y = rng.random(len(groups)) < 0.5
-    draws = statistics.permute_labels(y, groups, 50, seed=3)
+    draws = permutation.permute_labels(y, groups, 50, seed=3)
     for group in range(12):
         assert np.all(draws[:, groups == group].sum(1) == y[groups == group].sum())
-    np.testing.assert_array_equal(draws, statistics.permute_labels(y, groups, 50, seed=3))
-    assert np.any(draws != statistics.permute_labels(y, groups, 50, seed=4))
+    np.testing.assert_array_equal(draws, permutation.permute_labels(y, groups, 50, seed=3))
+    assert np.any(draws != permutation.permute_labels(y, groups, 50, seed=4))
 
 
 def test_the_permutation_p_is_the_exact_share_of_labelings():
@@ -141,7 +141,7 @@ def test_the_permutation_p_is_the_exact_share_of_labelings():
         [np.mean((margins > 0) == np.concatenate([first, second])) for first, second in product(labelings, repeat=2)]
     )
     exact = np.mean(null >= np.mean((margins > 0) == Y) - 1e-9)
-    test = statistics.permutation_test(margins, Y, GROUPS, draws=20_000)
+    test = permutation.permutation_test(margins, Y, GROUPS, draws=20_000)
     assert test.statistic == 0.75
     assert test.p == pytest.approx(exact, abs=0.015)
     assert test.null.mean() == pytest.approx(0.5, abs=0.01)
@@ -152,15 +152,15 @@ def test_a_real_signal_has_a_small_p_and_the_max_statistic_finds_its_cell():
     y, groups = labels_of(160), groups_of(160)
     cells = rng.standard_normal((20, 160))
     cells[7] += np.where(y, 0.7, -0.7)
-    found = statistics.max_statistic(cells, y, groups, draws=1000)
-    single = statistics.permutation_test(cells[7], y, groups, draws=1000)
+    found = permutation.max_statistic(cells, y, groups, draws=1000)
+    single = permutation.permutation_test(cells[7], y, groups, draws=1000)
     assert single.p < 0.01
     assert found.p[7] <= 0.05 and np.all(np.delete(found.p, 7) > 0.05)
     # Family-wise p values are never smaller than a cell's own, and the threshold agrees with them.
     assert found.p[7] >= single.p
     reached = np.array([statistics.accuracy(cell, y) >= found.threshold - 1e-6 for cell in cells])
     np.testing.assert_array_equal(found.p <= 0.05, reached)
-    repeated = statistics.max_statistic(np.stack([cells, cells]), y, groups, draws=1000)
+    repeated = permutation.max_statistic(np.stack([cells, cells]), y, groups, draws=1000)
     np.testing.assert_array_equal(repeated.p, found.p)
 
 
@@ -180,8 +180,8 @@ def test_categories_are_scored_apart():
         (lambda: statistics.auc(np.zeros(4), Y[:4] | True), "one class only"),
         (lambda: statistics.pairwise_accuracy(np.zeros(8), Y, np.arange(8)), "no pairs"),
         (lambda: statistics.relative_error(np.zeros(8), Y, np.arange(8)), "not defined"),
-        (lambda: statistics.permutation_test(np.zeros(8), Y, np.arange(8)), "cannot be exchanged"),
-        (lambda: statistics.max_statistic(np.zeros(8), Y, GROUPS), r"expected \[cells, n\]"),
+        (lambda: permutation.permutation_test(np.zeros(8), Y, np.arange(8)), "cannot be exchanged"),
+        (lambda: permutation.max_statistic(np.zeros(8), Y, GROUPS), r"expected \[cells, n\]"),
         (lambda: statistics.cluster_bootstrap(np.zeros(8), GROUPS[:7]), "one group per clip"),
         (lambda: statistics.paired_difference(np.zeros(8), np.zeros(7), GROUPS), r"b has shape \(7,\)"),
         (lambda: statistics.wilson_interval(5, 4), "5 successes in 4 trials"),

@@ -17,6 +17,7 @@ from jaxdiff.report import (
     Fidelity,
     FrameAttention,
     Grid,
+    Group,
     Measure,
     Row,
     Study,
@@ -290,6 +291,14 @@ def test_the_rows_below_the_blocks_are_explained(full):
     assert "averaged over all tokens as the blocks are" in render(named)
 
 
+def test_known_trajectories_are_drawn_and_listed():
+    curve = Curve(
+        "state", np.array([0.5, 1.0]), np.array([0.9991, 0.9912]), np.array([0.998, 0.99]), np.array([1.0, 0.993])
+    )
+    page = render(Study(title="t", fidelity=Fidelity(known=(curve,))))
+    assert "cosine with the known trajectory" in page and "0.9912" in page and "0.99–0.993" in page
+
+
 def test_statistics_of_the_noise_are_named_once():
     part = Fidelity(noise=(Measure("noise: kurtosis", 0.5, 0.0),))
     text = render(Study("t", fidelity=part))
@@ -365,3 +374,21 @@ def test_a_study_is_a_value(full):
 def test_escaping_keeps_the_words(text, full):
     assert html.escape("spatio-temporal continuity") in text
     assert "σ 0.8 or 0.9 in 4 of 5 folds" in text
+
+
+def test_controls_of_further_reads_are_a_part_of_their_own_and_do_not_weaken_the_claim():
+    full = Study("rows", rows=study(clips=0).rows)
+    row = Row("untrained.mlp", "untrained: MLP outputs", Estimate(0.69, 0.66, 0.72), "null")
+    more = dataclasses.replace(full, rows=(*full.rows, Row("mlp", "MLP outputs", Estimate(0.7), "states"), row))
+    assert sentence(more) == sentence(full)
+    shown = render(more)
+    assert shown.index("Null controls of the further reads") > shown.index("Shuffled labels")
+    assert shown.count("class=main") == 1
+    assert "Null controls of the further reads" not in render(full)
+
+
+def test_more_series_than_a_page_is_wide_become_rows():
+    keys = [f"series{i}" for i in range(9)]
+    wide = Group("permanence", {key: Estimate(0.5, 0.4, 0.6) for key in keys})
+    shown = render(Study("many", categories=(wide, dataclasses.replace(wide, name="shape"))))
+    assert shown.count("<th></th>") == 1 and all(f"<td>{key}</td>" in shown for key in keys)

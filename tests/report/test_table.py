@@ -19,8 +19,8 @@ def test_the_bytes_are_fixed(tmp_path):
     probe_csv(tmp_path / "probe.csv", rows)
     head, first, second = (tmp_path / "probe.csv").read_bytes().split(b"\n")[:3]
     assert head.decode() == ",".join(PROBE_COLUMNS)
-    assert first == b"corrected,trained,,block_out,mean,4,,0.1,,,,,accuracy,0.666666687,,,720,"
-    assert second == b',,,,,,,0.3,,,,,"a,b",0.333333333,0,,,'
+    assert first == b"corrected,trained,,block_out,mean,4,,0.1,,,,,accuracy,0.666666687,,,720,,"
+    assert second == b',,,,,,,0.3,,,,,"a,b",0.333333333,0,,,,'
     probe_csv(tmp_path / "again.csv", (dict(reversed(r.items())) for r in rows))
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "probe.csv").read_bytes()
 

@@ -15,12 +15,20 @@ from jaxdiff.study.sources import blocks_and_input
 from jaxdiff.workdir import Workdir
 
 SIGMAS = (0.0, 0.5)
+COLOURS = "red", "green", "blue", "cyan", "magenta", "yellow"
 PROTOCOL = Protocol(penalties=(1.0, 100.0), outer=3, inner=2, published_seeds=2)
 
 
 def clips(scenes=12, world=0):
     return [
-        Clip(f"w{world}/{scene}/{i}", Path("/nowhere"), f"w{world}/{scene:02d}", ("O1", "O2")[scene % 2], i < 2)
+        Clip(
+            f"w{world}/{scene}/{i}",
+            Path("/nowhere"),
+            f"w{world}/{scene:02d}",
+            ("O1", "O2")[scene % 2],
+            i < 2,
+            (("colour", COLOURS[scene // 2]),),
+        )
         for scene in range(scenes)
         for i in range(4)
     ]
@@ -41,7 +49,7 @@ def features(rng, y, strength, input_strength=0.0):
     return Features(arrays, candidates)
 
 
-def answers(items, seed=0, strength=2.0):
+def answers(items, seed=0, strength=2.0, **protocol):
     rng, labels = np.random.default_rng(seed), Labels.of(items)
     y = labels.possible
     states, entering = blocks_and_input(features(rng, y, (0.0, strength)))
@@ -49,14 +57,14 @@ def answers(items, seed=0, strength=2.0):
     latents = rng.standard_normal((1, len(y), 4)).astype(np.float32)
     place = (Candidate("latents", "mean", -1, 0, 0.0),)
     sources = [
-        Source("states", "inverted states", "states", "trained", states),
-        Source("structureless", "structure-less model", "null", "structureless", control),
+        Source("states", "inverted states", "states", "trained", states, title="trained"),
+        Source("structureless", "structure-less model", "null", "structureless", control, title="structure-less"),
         Source("structureless.input", "its input", "null", "structureless", enters, listed=False),
         Source("shuffled", "shuffled labels", "null", "trained", states, shuffled=True),
         Source("latents", "VAE latents", "null", "", Features({"latents.mean": latents}, {"latents.mean": place})),
         Source("input", "what enters block 0", "comparison", "trained", entering),
     ]
-    return analyse(sources, labels, PROTOCOL), labels
+    return analyse(sources, labels, dataclasses.replace(PROTOCOL, **protocol)), labels
 
 
 def surprises(rng, labels):
@@ -77,10 +85,12 @@ class Config:
     steps: int = 20
 
 
-def write_study(folder, training, world):
+def write_study(folder, training, world, strength=None, **protocol):
     """A finished workdir of a study of invented numbers."""
     items = clips(world=world)
-    found, labels = answers(items, seed=10 * training + world, strength=1.0 + training)
+    found, labels = answers(
+        items, seed=10 * training + world, strength=1.0 + training if strength is None else strength, **protocol
+    )
     surprise = surprises(np.random.default_rng(world), labels)
     with Workdir(folder, Config(f"model{training}", world)) as work:
         data = predictions.pack(found, labels, surprise, SIGMAS, items, np.ones(len(items)))

@@ -56,4 +56,5 @@ def test_effort_counts_every_pass_of_every_network():
     assert control_levels(levels) == (0.3, 0.5, 0.7, 0.9)
     # three inversions of 20, 5 coarse steps, ten levels of the model and four of each of two controls
     assert evaluations(config(capture_sigmas=levels), 3) == (60 + 5 + 10 + 8) / 20
-    assert evaluations(config(capture_sigmas=levels, noised=False, error_steps=0), 2) == 2.0
+    assert evaluations(config(capture_sigmas=levels, controls=("untrained",), error_steps=0), 2) == 2.0
+    assert evaluations(config(capture_sigmas=levels, controls=("reversed", "flow"), error_steps=0), 1) == 2.0

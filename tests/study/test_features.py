@@ -15,8 +15,8 @@ from jaxdiff.models.network import Network
 from jaxdiff.models.wan import Wan, WanTransformer, WanTransformerConfig
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.controls import GATES, untrained
-from jaxdiff.study.features import Candidate, stored_features
+from jaxdiff.study.controls import untrained
+from jaxdiff.study.features import Candidate, Features, kept_features, stored_features
 from jaxdiff.study.inputs import _noised, pooled_inputs
 from jaxdiff.study.reading import Reading
 from jaxdiff.study.study import StudyConfig, whole_groups
@@ -62,6 +62,24 @@ def test_candidates_name_the_block_and_slot_whose_values_they_hold(tmp_path):
     assert features.candidates["input.mean"][1] == Candidate("input", "mean", -1, 1, 0.5)
 
 
+def test_features_of_an_encoder_are_made_once_and_again_where_the_file_cannot_serve(tmp_path):
+    path, made = tmp_path / "encoders/a.npz", []
+
+    def make():
+        made.append(0)
+        place = (Candidate("block_out", "mean", 0, 0, 0.0), Candidate("output", "mean", 1, 0, 0.0))
+        values = np.full((2, 3, 4), len(made), np.float32)
+        return Features({"block_out.mean": values}, {"block_out.mean": place})
+
+    first = kept_features(path, "key", make)
+    again = kept_features(path, "key", make)
+    assert len(made) == 1 and first.candidates == again.candidates
+    np.testing.assert_array_equal(first.arrays["block_out.mean"], again.arrays["block_out.mean"])
+    assert kept_features(path, "other clips", make).arrays["block_out.mean"][0, 0, 0] == 2
+    path.write_bytes(path.read_bytes()[:100])
+    assert kept_features(path, "other clips", make).arrays["block_out.mean"][0, 0, 0] == 3
+
+
 def test_pooled_inputs_are_what_their_names_say():
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (2, 5, 8, 8, 3)).astype(np.uint8)
@@ -101,8 +119,8 @@ def test_untrained_control_has_other_weights_and_open_gates(pipeline):
     control = untrained(pipeline, 7)
     fresh = Network.init(WanTransformer, pipeline.transformer.config, 7).params["blocks"]["modulation"]
     table = np.asarray(control.transformer.params["blocks"]["modulation"])
-    closed = [row for row in range(6) if row not in GATES]
-    np.testing.assert_allclose(table[:, GATES], np.asarray(fresh)[:, GATES] + 1.0, atol=1e-6)
+    gates, closed = (2, 5), (0, 1, 3, 4)
+    np.testing.assert_allclose(table[:, gates], np.asarray(fresh)[:, gates] + 1.0, atol=1e-6)
     np.testing.assert_array_equal(table[:, closed], np.asarray(fresh)[:, closed])
     a, b = pipeline.transformer.params, control.transformer.params
     assert not np.array_equal(

@@ -61,6 +61,9 @@ def test_what_is_stored_of_a_clip_is_its_inversion_from_its_own_first_frame(pipe
 def test_fidelity_is_measured_and_time_is_planned_with_first_frames(pipeline, cond, clips):
     measured, views, _ = measure(pipeline, clips[:1], cond, READING)
     assert np.isfinite(measured.round_trip).all() and len(views) == 1
+    state, attention = measured.known  # of a clip made from noise: two steps, at the first of which attention is read
+    assert [*state.x] == pytest.approx([*pipeline.schedule.grid(2)[::-1][1:]]) and [*attention.x] == [*state.x[:1]]
+    assert np.all((state.y >= -1) & (state.y < 1)) and np.all(np.abs(attention.y) <= 1 + 1e-6)
 
     @dataclasses.dataclass
     class Study:

@@ -31,6 +31,32 @@ def write_store(folder, clips, metadata):
         store.finish(np.arange(len(clips)), [{}] * len(clips))
 
 
+def test_the_workdir_of_a_study_gives_all_that_it_stored_and_the_statistics_of_a_study(tmp_path):
+    clips = fake.clips()
+    stored = {CLIP_LABELS: label_table(clips)}
+    assert stored[CLIP_LABELS][0] == ["w0/0/0", True, "w0/00", "O1", "red"]
+    for name in ("untrained", "trained", "reversed"):
+        write_store(tmp_path / "study/store" / name, clips, stored)
+    write_store(tmp_path / "study/noised/trained", clips, {})
+    config = ProbeConfig(tmp_path / "study", outer=3, inner=2, published_seeds=2)
+    run_probe(config, tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_bytes())
+    assert result["headline"].keys() == {"states", "untrained", "shuffled", "input", "noised", "reversed", "chance"}
+    assert result["statistics"]["states.cells"] == 4 and result["capacity"]["control_task_values"] == 6
+    # The same numbers as from the store alone, and as any study has of these features.
+    run_probe(ProbeConfig(tmp_path / "study/store/trained", outer=3, inner=2, published_seeds=2), tmp_path / "alone")
+    alone = json.loads((tmp_path / "alone/result.json").read_bytes())
+    assert alone["headline"]["states"] == result["headline"]["states"] and alone["capacity"] == result["capacity"]
+    assert alone["protocols"]["published"]["states"] == result["protocols"]["published"]["states"]
+
+
+def test_stores_that_do_not_belong_together_are_refused(tmp_path):
+    write_store(tmp_path / "study/store/trained", fake.clips(3), {})
+    write_store(tmp_path / "study/store/untrained", fake.clips(4), {})
+    with pytest.raises(ConfigError, match="trained and untrained are not about the same clips"):
+        run_probe(ProbeConfig(tmp_path / "study"), tmp_path / "run")
+
+
 def test_a_study_s_store_is_probed_under_both_protocols(tmp_path):
     clips = fake.clips()
     write_store(tmp_path / "store", clips, {CLIP_LABELS: label_table(clips)})

@@ -166,6 +166,6 @@ def _status(config: WorldConfig, quadruplet: Quadruplet, run: int) -> dict:
     header = {
         "is_possible": bool(quadruplet.possible[run]),
         "block_name": quadruplet.category,
-        "block_type": "dev",
+        "block_type": "test",  # as the generator of IntPhys calls scenes of matched movies, those of dev among them
     }
     return {"header": header, "frames": frames}

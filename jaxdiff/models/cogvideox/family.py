@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
 from jaxdiff.models.cogvideox.transformer import check_size
-from jaxdiff.models.family import Family, check_image_latents
-from jaxdiff.models.network import Network
+from jaxdiff.models.family import Family, check_image_latents, open_rows
+from jaxdiff.models.network import Network, Params
 from jaxdiff.models.text.prompt import TextConvention
 
 OFS = 2.0  # what the published pipeline of CogVideoX 1.5 tells the network, always
@@ -52,6 +52,17 @@ class CogVideoX(Family):
         shape = (1, *latents_shape[1:4], config.in_channels - config.out_channels)
         image: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
         return Conditioning(text=text, image_latents=image)
+
+    def open_gates(self, transformer: Network) -> Params:
+        """One added to the gates of attention and MLP, of the video's tokens and of the text's: they are parts of a linear
+        layer of the time embedding, and the one goes to its bias."""
+        blocks = dict(transformer.params["blocks"])
+        for name in ("attention_modulation", "mlp_modulation"):
+            table = blocks[name]["table"]
+            bias = table["bias"].reshape(*table["bias"].shape[:-1], 6, -1)
+            bias = open_rows(bias).reshape(table["bias"].shape)
+            blocks[name] = {**blocks[name], "table": {**table, "bias": bias}}
+        return {**transformer.params, "blocks": blocks}
 
     def validate(self, transformer: Network, latents_shape: tuple[int, ...], cond: Conditioning) -> None:
         """Raise a `ConfigError` that names the first thing that does not fit."""

@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxdiff import kernels
@@ -24,7 +25,7 @@ from jaxdiff.models.layers import (
     timestep_embedding,
     unpatchify,
 )
-from jaxdiff.taps import SITES, BlockReader, Reader
+from jaxdiff.taps import MAP_SITE, SITES, TEXT_SITE, BlockReader, Reader
 
 QK_EPS = 1e-6  # of the norms of queries and keys; a constant of the reference
 
@@ -169,17 +170,39 @@ class Attention(nnx.Module):
         self.query_norm = LayerNorm(config.attention_head_dim, QK_EPS)
         self.key_norm = LayerNorm(config.attention_head_dim, QK_EPS)
 
-    def __call__(self, x, rope, tokens: int, frames: int | None):
-        """x [B, N + S, D] -> [B, N + S, D], and with `frames` the frame map [B, K, T', T'] of its last S = `tokens`."""
+    def __call__(self, x, rope, tokens: int, frames: int | None, between=(None, None)):
+        """x [B, N + S, D] -> [B, N + S, D], and with `frames` the frame map [B, K, T', T'] of its last S = `tokens`.
+
+        `between` are an edit's factors on the attention of the whole sequence, and among the video's tokens.
+        """
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (self.query(x), self.key(x), self.value(x)))
         q, k = self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype)
         if rope is not None:
             q, k = kernels.rotate_pairs(q, *rope), kernels.rotate_pairs(k, *rope)
-        out = self.out(kernels.attention(q, k, v).reshape(x.shape))
+        whole, among = between
+        out = self.out(kernels.attention(q, k, v, between=whole).reshape(x.shape))
         if frames is None:
             return out, None
         # A softmax of its own, over the video's keys only; its output is not used, and not computed.
-        return out, kernels.attention_with_frame_map(*(y[:, -tokens:] for y in (q, k, v)), frames=frames)[1]
+        q, k, v = (y[:, -tokens:] for y in (q, k, v))
+        return out, kernels.attention_with_frame_map(q, k, v, frames=frames, between=among)[1]
+
+
+def _between(
+    tap: BlockReader, batch: int, heads: int, text_tokens: int, tokens: int
+) -> tuple[kernels.Between | None, kernels.Between | None]:
+    """What edits make of the attention of the whole sequence and among the `tokens` of the video. In the sequence the text is
+    one group and each frame another; the text sees everything."""
+    frames = tap.grid[0]
+    factors, text = tap.factors(MAP_SITE, (batch, heads, frames, frames)), tap.factors(TEXT_SITE, (batch, heads, 1, 1))
+    if factors is None and text is None:
+        return None, None
+    factors = jnp.ones((batch, heads, frames, frames), jnp.float32) if factors is None else factors
+    text = jnp.ones((batch, heads, 1, 1), jnp.float32) if text is None else text
+    video = jnp.concatenate([jnp.broadcast_to(text, (batch, heads, frames, 1)), factors], -1)
+    whole = jnp.concatenate([jnp.ones((batch, heads, 1, 1 + frames), jnp.float32), video], 2)
+    among = kernels.Between.frames(factors, tokens)
+    return kernels.Between(whole, np.concatenate([np.zeros(text_tokens, int), 1 + among.groups])), among
 
 
 class Modulation(nnx.Module):
@@ -228,9 +251,10 @@ class Block(nnx.Module):
             return jnp.concatenate([h[:, : text.shape[1]], tap(site, h[:, text.shape[1] :])], 1)
 
         h, add = self.attention_modulation(text, video, time)
-        h, frame_map = self.attention(h, rope, video.shape[1], tap.grid[0] if tap.wants_map else None)
+        between = _between(tap, video.shape[0], self.attention.heads, text.shape[1], video.shape[1])
+        h, frame_map = self.attention(h, rope, video.shape[1], tap.grid[0] if tap.wants_map else None, between)
         if frame_map is not None:
-            tap("self_attention_map", frame_map)
+            tap.read(MAP_SITE, frame_map)
         text, video = add(read("self_attention_out", h))
 
         h, add = self.mlp_modulation(text, video, time)
@@ -242,6 +266,7 @@ class CogVideoXTransformer(nnx.Module):
     """What CogVideoX predicts (v) from latents, timestep and text embeddings; see `__call__`."""
 
     sites = tuple(site for site in SITES if site != "cross_attention_out")
+    written = (*sites, TEXT_SITE)
 
     def __init__(self, config: CogVideoXTransformerConfig, *, rngs: nnx.Rngs):
         width, time_width = config.width, config.time_embed_dim

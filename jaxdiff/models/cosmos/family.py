@@ -10,7 +10,7 @@ from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
 from jaxdiff.models.cosmos.transformer import token_grid
 from jaxdiff.models.family import Family, per_clip, posterior_mode
-from jaxdiff.models.network import Network
+from jaxdiff.models.network import Network, Params
 from jaxdiff.models.text.prompt import TextConvention
 
 # Padding is masked in the encoder; zeros in its place attend like text in the transformer.
@@ -61,6 +61,19 @@ class Cosmos(Family):
 
     def needs_image(self, transformer: Network) -> bool:
         return self.given == "always"
+
+    def open_gates(self, transformer: Network) -> Params:
+        """One added to the gates of all three branches, through the time embedding that all blocks share.
+
+        No layer of it has a bias. But the slowest cosine among the features of a timestep is 1 to eight digits, as
+        timesteps do not exceed 1; one hidden unit is made to answer to it alone, and to add one to the gates alone.
+        """
+        width = transformer.config.width
+        into, out = (transformer.params["time_embedding"][half]["kernel"] for half in ("into", "out"))
+        into = into.at[:, 0].set(0.0).at[width // 2 - 1, 0].set(1.0)
+        row = jnp.zeros(3 * width).at[2 * width :].set(1 / jax.nn.silu(1.0))
+        time = {"into": {"kernel": into}, "out": {"kernel": out.at[0].set(row.astype(out.dtype))}}
+        return {**transformer.params, "time_embedding": time}
 
     def validate(self, transformer: Network, latents_shape: tuple[int, ...], cond: Conditioning) -> None:
         """Raise a `ConfigError` that names the first thing that does not fit."""

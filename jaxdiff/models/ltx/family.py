@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.family import Family
+from jaxdiff.models.family import Family, open_rows
 from jaxdiff.models.ltx.vae_config import STRIDES
-from jaxdiff.models.network import Network
+from jaxdiff.models.network import Network, Params
 from jaxdiff.models.text.prompt import TextConvention
 
 FPS = 25.0  # the published pipelines' default
@@ -36,6 +36,11 @@ class LTX(Family):
     def v0_9_5(cls) -> "LTX":
         """Of 0.9.5 and later, with longer prompts."""
         return cls(causal_positions=True, text=TextConvention(256, pass_mask=True))
+
+    def open_gates(self, transformer: Network) -> Params:
+        """One added to the gates of self-attention and MLP; attention to the text has none."""
+        blocks = transformer.params["blocks"]
+        return {**transformer.params, "blocks": {**blocks, "modulation": open_rows(blocks["modulation"])}}
 
     def validate(self, transformer: Network, latents_shape: tuple[int, ...], cond: Conditioning) -> None:
         """Raise a `ConfigError` that names the first thing that does not fit."""

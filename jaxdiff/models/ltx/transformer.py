@@ -105,9 +105,9 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(width, QK_EPS)
         self.key_norm = RMSNorm(width, QK_EPS)
 
-    def __call__(self, x, context, *, rope=None, bias=None, frames=None):
-        """x [B, Sq, D], context [B, S, D], bias on the scores [B, 1, 1, S] -> [B, Sq, D], and with `frames` the frame
-        map [B, K, T', T']."""
+    def __call__(self, x, context, *, rope=None, bias=None, frames=None, between=None):
+        """x [B, Sq, D], context [B, S, D], bias on the scores [B, 1, 1, S], factors of an edit `between` frames
+        -> [B, Sq, D], and with `frames` the frame map [B, K, T', T']."""
         q, k = self.query_norm(self.query(x)), self.key_norm(self.key(context))
         if rope is not None:
             # The angles run on over the heads: to the rotation, all of them are one.
@@ -115,9 +115,9 @@ class Attention(nnx.Module):
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, self.value(context)))
         frame_map = None
         if frames is None:
-            out = kernels.attention(q, k, v, bias=bias)
+            out = kernels.attention(q, k, v, bias=bias, between=between)
         else:
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames)
+            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, between=between)
         return self.out(out.reshape(x.shape)), frame_map
 
 
@@ -142,9 +142,11 @@ class Block(nnx.Module):
         x = tap("block_in", x)
 
         h = self._modulated(x, shift, scale)
-        h, frame_map = self.self_attention(h, h, rope=rope, frames=tap.grid[0] if tap.wants_map else None)
+        between = tap.between_frames(h.shape[0], self.self_attention.heads, h.shape[1])
+        frames = tap.grid[0] if tap.wants_map else None
+        h, frame_map = self.self_attention(h, h, rope=rope, frames=frames, between=between)
         if frame_map is not None:
-            tap("self_attention_map", frame_map)
+            tap.read("self_attention_map", frame_map)
         h = tap("self_attention_out", h)
         x = (x + h * gate).astype(x.dtype)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.family import Family, per_clip
-from jaxdiff.models.network import Network
+from jaxdiff.models.family import Family, open_rows, per_clip
+from jaxdiff.models.network import Network, Params
 from jaxdiff.models.text.prompt import TextConvention
 
 FPS = 24.0  # the published pipeline's default
@@ -42,6 +42,15 @@ class LTX2(Family):
 
     name: str = "ltx2"
     text: TextConvention | None = None
+
+    def open_gates(self, transformer: Network) -> Params:
+        """One added to the gates of self-attention and MLP in both streams. Those between the streams start at full strength,
+        and attention to the text has none."""
+        blocks = {
+            name: {**stream, "modulation": open_rows(stream["modulation"])}
+            for name, stream in transformer.params["blocks"].items()
+        }
+        return {**transformer.params, "blocks": blocks}
 
     def validate(self, transformer: Network, latents_shape: tuple[int, ...], cond: Conditioning) -> None:
         """Raise a `ConfigError` that names the first thing that does not fit."""

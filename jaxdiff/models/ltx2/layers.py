@@ -99,16 +99,18 @@ class Attention(nnx.Module):
         context_rotation: Rotation | None = None,
         bias: jax.Array | None = None,
         frames: int | None = None,
+        between: kernels.Between | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """x [B, Sq, width], context [B, S, context], bias on the scores [B, 1, 1, S] -> [B, Sq, width], and with `frames`
-        the frame map [B, K, frames, frames]. Keys are rotated by `context_rotation`, or as the queries are."""
+        """x [B, Sq, width], context [B, S, context], bias on the scores [B, 1, 1, S], factors of an edit `between` frames
+        -> [B, Sq, width], and with `frames` the frame map [B, K, frames, frames]. Keys are rotated by `context_rotation`,
+        or as the queries are."""
         q, k = self.query_norm(self.query(x)), self.key_norm(self.key(context))
         if rotation is not None:
             q, k = rotation(q), (context_rotation or rotation)(k)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, self.value(context)))
         frame_map = None
         if frames is None:
-            out = kernels.attention(q, k, v, bias=bias)
+            out = kernels.attention(q, k, v, bias=bias, between=between)
         else:
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames)
+            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, between=between)
         return self.out(out.reshape(*x.shape[:2], -1)), frame_map

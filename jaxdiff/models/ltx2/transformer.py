@@ -68,9 +68,10 @@ class Stream(nnx.Module):
         shift, scale, gate = self._rows(self.modulation, given.modulation)[:3]
         h = self._modulated(x, scale, shift)
         frames = tap.grid[0] if tap is not None and tap.wants_map else None
-        h, frame_map = self.self_attention(h, h, rotation=given.rotation, frames=frames)
+        between = None if tap is None else tap.between_frames(h.shape[0], self.self_attention.heads, h.shape[1])
+        h, frame_map = self.self_attention(h, h, rotation=given.rotation, frames=frames, between=between)
         if frame_map is not None and tap is not None:
-            tap("self_attention_map", frame_map)
+            tap.read("self_attention_map", frame_map)
         h = h if tap is None else tap("self_attention_out", h)
         x = (x + h * gate).astype(x.dtype)
         h, _ = self.cross_attention(self.norm(x), given.text, bias=given.text_bias)

@@ -5,42 +5,29 @@ Reference: CLIP, arXiv 2103.00020, section 2.4 (a vision transformer with a norm
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdiff import kernels
 from jaxdiff.errors import ConfigError
 from jaxdiff.models import network
-from jaxdiff.models.layers import MLP, ConfigFromDict, LayerNorm, Linear, gelu, gelu_tanh, patchify
+from jaxdiff.models.layers import LayerNorm, Linear, patchify
+from jaxdiff.models.vision.vit import Block, PublishedConfig, check_vit
 from jaxdiff.taps import Reader
-
-ACTIVATIONS = {
-    "gelu": gelu,
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-}
-# Keys of published files that say how the tower was trained or is stored. Written out, so that any other key is an
-# error.
-IRRELEVANT = frozenset(
-    {
-        "architectures", "attention_dropout", "dropout", "dtype", "initializer_factor", "initializer_range",
-        "model_type", "projection_dim", "torch_dtype", "transformers_version",
-    }
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPVisionConfig(ConfigFromDict):
+class CLIPVisionConfig(PublishedConfig):
     """Architecture numbers of the tower, named as in the published image_encoder/config.json.
 
     Raises
     ------
     ConfigError : an activation that is not offered, or sizes that do not divide.
     """
+
+    irrelevant: ClassVar[frozenset[str]] = frozenset({"projection_dim"})
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -53,19 +40,7 @@ class CLIPVisionConfig(ConfigFromDict):
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        if self.hidden_act not in ACTIVATIONS:
-            raise ConfigError(
-                f"CLIPVision: hidden_act={self.hidden_act!r} is not supported; {', '.join(ACTIVATIONS)} are"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"CLIPVision: hidden_size={self.hidden_size} must divide by num_attention_heads={self.num_attention_heads}"
-            )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """As `ConfigFromDict.from_dict`, without the keys that decide nothing here (`IRRELEVANT`)."""
-        return super().from_dict({key: value for key, value in values.items() if key not in IRRELEVANT})
+        check_vit(self, "CLIPVision")
 
     @property
     def tokens(self) -> int:
@@ -91,27 +66,6 @@ class CLIPVisionOutput(NamedTuple):
     pooled: jax.Array
 
 
-class Block(nnx.Module):
-    """Self-attention and MLP, each on the layer norm of the residual stream and added to it."""
-
-    def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs):
-        width = config.hidden_size
-        self.heads = config.num_attention_heads
-        self.attention_norm = LayerNorm(width, config.layer_norm_eps)
-        self.query = Linear(width, width, rngs=rngs)
-        self.key = Linear(width, width, rngs=rngs)
-        self.value = Linear(width, width, rngs=rngs)
-        self.out = Linear(width, width, rngs=rngs)
-        self.mlp_norm = LayerNorm(width, config.layer_norm_eps)
-        self.mlp = MLP(width, config.intermediate_size, width, ACTIVATIONS[config.hidden_act], rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        h = self.attention_norm(x)
-        q, k, v = (layer(h).reshape(*x.shape[:2], self.heads, -1) for layer in (self.query, self.key, self.value))
-        x = x + self.out(kernels.attention(q, k, v).reshape(x.shape))
-        return x + self.mlp(self.mlp_norm(x))
-
-
 class CLIPVision(nnx.Module):
     """CLIP's image encoder; see `__call__`.
 
@@ -132,7 +86,8 @@ class CLIPVision(nnx.Module):
         self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (width,)) * width**-0.5)
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (config.tokens, width)) * 0.02)
         self.norm_in = LayerNorm(width, config.layer_norm_eps)
-        self.blocks = network.stack(lambda r: Block(config, rngs=r), config.num_hidden_layers, rngs)
+        numbers = width, config.num_attention_heads, config.intermediate_size, config.hidden_act, config.layer_norm_eps
+        self.blocks = network.stack(lambda r: Block(*numbers, rngs=r), config.num_hidden_layers, rngs)
         self.norm_out = LayerNorm(width, config.layer_norm_eps)
 
     def __call__(self, pixels: jax.Array) -> CLIPVisionOutput:
@@ -158,7 +113,7 @@ class CLIPVision(nnx.Module):
         x = self.norm_in(x).astype(x.dtype)
 
         def run(block, x, tap):
-            return block(x[0]), x[0]
+            return block(x[0], tap), x[0]
 
         reader = Reader((), (), layers=config.num_hidden_layers, grid=(1, 1, x.shape[1]))
         (last, penultimate), _ = network.scan(run, self.blocks, (x, x), reader)

@@ -7,12 +7,19 @@ import numpy as np
 
 from jaxdiff.errors import ConfigError
 
-PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor")
+# Under which keys files name their processor.
+NAMES = ("video_processor_type", "image_processor_type", "feature_extractor_type")
+# Keys that change no pixel of a clip of bytes in RGB whose frames are chosen elsewhere.
+IRRELEVANT = (
+    "data_format", "default_to_square", "device", "disable_grouping", "do_convert_rgb", "do_sample_frames", "fps",
+    "input_data_format", "model_valid_processing_keys", "num_frames", "pad_size", "processor_class", "return_metadata", "return_tensors",
+    "video_metadata",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureConfig:
-    """Preprocessing of an image encoder, as image_processor/preprocessor_config.json has it for CLIP.
+    """Preprocessing of an image or video encoder, as its preprocessor_config.json has it; the defaults are CLIP's.
 
     Parameters
     ----------
@@ -36,16 +43,17 @@ class PictureConfig:
 
         Raises
         ------
-        ConfigError : another processor than CLIP's, or a key or value that is not known.
+        ConfigError : a processor that is not in `PROCESSORS`, or a key or value that is not known.
         """
         values = {key: value for key, value in values.items() if not key.startswith("_") and value is not None}
-        name = values.pop("image_processor_type", values.pop("feature_extractor_type", PROCESSORS[0]))
-        values.pop("feature_extractor_type", None)
-        values.pop("processor_class", None)
-        values.pop("do_convert_rgb", None)  # clips are RGB
+        named = [values.pop(key) for key in NAMES if key in values]
+        name = named[0] if named else "CLIPImageProcessor"
+        for key in (*IRRELEVANT, *(["do_pad"] if values.get("do_pad") is False else [])):
+            values.pop(key, None)
         if name not in PROCESSORS:
             raise ConfigError(f"image processor {name!r} is not supported; {', '.join(PROCESSORS)} are")
-        plain = cls()
+        plain, adapt = PROCESSORS[name]
+        values = {"do_center_crop": plain.crop_size is not None} | adapt(values)
         done = {step: values.pop(f"do_{step}", True) for step in ("resize", "center_crop", "rescale", "normalize")}
         taken = {
             "size": _size(values.pop("size", plain.size)) if done["resize"] else None,
@@ -70,11 +78,58 @@ class PictureConfig:
             "rescale": {"rescale_factor": self.rescale_factor},
             "normalize": {"image_mean": self.image_mean, "image_std": self.image_std},
         }
-        values: dict[str, Any] = {"image_processor_type": PROCESSORS[0], "resample": self.resample}
+        values: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor", "resample": self.resample}
         for step, numbers in steps.items():
             values[f"do_{step}"] = None not in numbers.values()
             values |= {key: value for key, value in numbers.items() if value is not None}
         return values
+
+
+def _as_written(values: dict[str, Any]) -> dict[str, Any]:
+    return values
+
+
+def _vjepa2(values: dict[str, Any]) -> dict[str, Any]:
+    """V-JEPA 2 resizes to 256 / 224 of what it crops, whatever the file says."""
+    height, _ = _crop(values.get("crop_size", 256))
+    return values | {"size": {"shortest_edge": int(height * 256 / 224)}}
+
+
+def _convnext(values: dict[str, Any]) -> dict[str, Any]:
+    """ConvNeXt's way: below 384 pixels the short side is resized to 1 / crop_pct of what is cropped; from 384 on the
+    whole picture is pressed into the square."""
+    values = dict(values)
+    edge, share = _size(values.pop("size", 384)), values.pop("crop_pct", 224 / 256)
+    if not isinstance(edge, int):
+        raise ConfigError(f"image processor: size={edge!r} is not supported here; a short side is")
+    if not values.get("do_resize", True):
+        return values
+    if edge >= 384:
+        return values | {"size": {"height": edge, "width": edge}}
+    if values.get("do_center_crop"):
+        raise ConfigError("image processor: do_center_crop beside crop_pct is not supported")
+    return values | {"size": int(edge / share), "crop_size": edge, "do_center_crop": True}
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CLIP = (PictureConfig(), _as_written)
+_VIDEOMAE = (PictureConfig(resample=2, image_mean=(0.5,) * 3, image_std=(0.5,) * 3), _as_written)
+_CONVNEXT = (PictureConfig(size=384, crop_size=None, image_mean=(0.5,) * 3, image_std=(0.5,) * 3), _convnext)
+# Published class -> what it does where its file is silent, and how it reads its numbers.
+PROCESSORS = {
+    "CLIPImageProcessor": _CLIP,
+    "CLIPImageProcessorFast": _CLIP,
+    "CLIPFeatureExtractor": _CLIP,
+    "VideoMAEImageProcessor": _VIDEOMAE,
+    "VideoMAEVideoProcessor": _VIDEOMAE,
+    "VideoMAEFeatureExtractor": _VIDEOMAE,
+    "VJEPA2VideoProcessor": (
+        PictureConfig(292, 2, (256, 256), image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD), _vjepa2,
+    ),
+    "ConvNextImageProcessor": _CONVNEXT,
+    "ConvNextImageProcessorFast": _CONVNEXT,
+    "ConvNextFeatureExtractor": _CONVNEXT,
+}  # fmt: skip
 
 
 def to_pixels(pictures: np.ndarray, config: PictureConfig) -> np.ndarray:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.family import Family, check_image_latents, per_clip, posterior_mode
-from jaxdiff.models.network import Network
+from jaxdiff.models.family import Family, check_image_latents, open_rows, per_clip, posterior_mode
+from jaxdiff.models.network import Network, Params
 from jaxdiff.models.text.prompt import TextConvention
 from jaxdiff.models.text.tokenizer import clean
 from jaxdiff.models.wan.transformer import WanTransformerConfig
@@ -161,6 +161,11 @@ class Wan(Family):
         given = jnp.broadcast_to(given, (*latents.shape[:4], stride))
         fields = {"image_latents": jnp.concatenate([given, latents], -1)}
         return fields if tokens is None else fields | {"image_embeds": tokens}
+
+    def open_gates(self, transformer: Network) -> Params:
+        """One added to the gates of self-attention and MLP; attention to the text has none."""
+        blocks = transformer.params["blocks"]
+        return {**transformer.params, "blocks": {**blocks, "modulation": open_rows(blocks["modulation"])}}
 
     def example(self, transformer: Network, latents_shape: tuple[int, ...]) -> Conditioning:
         config, cond = transformer.config, super().example(transformer, latents_shape)

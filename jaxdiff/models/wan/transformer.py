@@ -144,8 +144,11 @@ class Attention(nnx.Module):
         self.image_value = Linear(width, width, rngs=rngs) if image else None
         self.image_key_norm = RMSNorm(width, config.eps) if image else None
 
-    def __call__(self, x, context, rope=None, frames=None, image=None):
-        """x [B, Sq, D], context [B, S, D], image [B, M, D] -> [B, Sq, D], and with `frames` the frame map [B, K, T', T']."""
+    def __call__(self, x, context, rope=None, frames=None, image=None, between=None):
+        """x [B, Sq, D], context [B, S, D], image [B, M, D] -> [B, Sq, D], and with `frames` the frame map [B, K, T', T'].
+
+        `between` are an edit's factors on the attention between frames.
+        """
         q = self._split(self.query_norm(self.query(x)))
         k = self._split(self.key_norm(self.key(context)))
         v = self._split(self.value(context))
@@ -153,9 +156,9 @@ class Attention(nnx.Module):
             q, k = kernels.rotate_pairs(q, *rope), kernels.rotate_pairs(k, *rope)
         frame_map = None
         if frames is None:
-            out = kernels.attention(q, k, v)
+            out = kernels.attention(q, k, v, between=between)
         else:
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames)
+            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, between=between)
         if image is not None:
             assert self.image_key is not None and self.image_value is not None and self.image_key_norm is not None
             k = self._split(self.image_key_norm(self.image_key(image)))
@@ -212,9 +215,10 @@ class Block(nnx.Module):
         x = tap("block_in", x)
 
         h = (self.norm(x) * (1 + scale) + shift).astype(dtype)
-        h, frame_map = self.self_attention(h, h, rope, tap.grid[0] if tap.wants_map else None)
+        between = tap.between_frames(h.shape[0], self.self_attention.heads, h.shape[1])
+        h, frame_map = self.self_attention(h, h, rope, tap.grid[0] if tap.wants_map else None, between=between)
         if frame_map is not None:
-            tap("self_attention_map", frame_map)
+            tap.read("self_attention_map", frame_map)
         h = tap("self_attention_out", h)
         x = (x + h * gate).astype(dtype)
 
