@@ -39,7 +39,8 @@ $(VENV)/.installed-torch: $(VENV)/.installed
 	@touch $@
 
 demo: env
-	$(PY) -m experiments.study --model=nano --steps=16 --time_budget=170 --workdir=runs/demo
+	$(PY) -m experiments.study --model=nano --steps=12 --published_seeds=2 --nocapacity --fidelity_clips=1 --time_budget=170 \
+	  --workdir=runs/demo
 
 # The full nano study: one VAE, a pair of transformers for each of three fresh training seeds, each pair on three worlds
 # that nothing was developed on, and all nine runs in one report. Interrupted, it goes on where it stopped. Poolings, solver

@@ -7,7 +7,13 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = ("--model=nano", "--steps=16", "--time_budget=170")  # as `make demo` has it
+COMMAND = (
+    "--model=nano",
+    "--steps=16",
+    "--published_seeds=3",
+    "--nocapacity",
+    "--time_budget=170",
+)  # as `make demo` has it
 TOY = ("--model=nano", "--scenes=2", "--outer=2", "--inner=2", "--published_seeds=1")
 
 

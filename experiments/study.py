@@ -130,8 +130,9 @@ class Config:
 
 def run(config: Config, workdir: Path) -> None:
     """Fill in the model's defaults and run."""
+    from jaxdiff.study.config import StudyConfig
     from jaxdiff.study.levels import LEVELS, captures, nano_levels
-    from jaxdiff.study.study import StudyConfig, run_study
+    from jaxdiff.study.study import run_study
 
     values = dataclasses.asdict(config)
     values["which"] = values.pop("protocol")

@@ -16,7 +16,7 @@ from jaxdiff.study.reading import continuing
 from jaxdiff.workdir import Workdir, dump_json
 
 if TYPE_CHECKING:
-    from jaxdiff.study.study import StudyConfig
+    from jaxdiff.study.config import StudyConfig
 
 FILE = "scenes.json"
 MOST = 160  # scenes a category; more narrow the intervals by little

@@ -21,7 +21,7 @@ from jaxdiff.workdir import Workdir, dump_json
 
 if TYPE_CHECKING:
     from jaxdiff.pipeline import Pipeline
-    from jaxdiff.study.study import StudyConfig
+    from jaxdiff.study.config import StudyConfig
 
 FILE = "clips.json"  # written once all clips could be read, so that a run that goes on need not look again
 WORLD = "world"

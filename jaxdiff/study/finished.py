@@ -21,9 +21,10 @@ from jaxdiff.store import ActivationStore
 from jaxdiff.study import budget, predictions
 from jaxdiff.study.analysis import Labels
 from jaxdiff.study.clips import described, load_data, told
+from jaxdiff.study.config import NANO, StudyConfig
 from jaxdiff.study.features import Candidate, stored_features
+from jaxdiff.study.models import ASSETS, conditioning
 from jaxdiff.study.reading import Prompts, Reading
-from jaxdiff.study.study import ASSETS, NANO, StudyConfig, conditioning
 
 MAIN = "trained"  # the model itself, among the stores of a study
 READ = "block_out.mean"  # what the paper probes

@@ -22,7 +22,7 @@ from jaxdiff.study.results import estimate_json
 from jaxdiff.workdir import Workdir
 
 if TYPE_CHECKING:
-    from jaxdiff.study.study import StudyConfig
+    from jaxdiff.study.config import StudyConfig
 
 FILE = "predictions.npz"
 MAIN = "states"

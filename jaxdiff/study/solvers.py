@@ -28,9 +28,10 @@ from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
 from jaxdiff.report import probe_csv, write_report
 from jaxdiff.report.study import Curve, Panel, Study, Table
+from jaxdiff.study.config import NANO, StudyConfig
 from jaxdiff.study.inversion import text_note
+from jaxdiff.study.models import ASSETS, conditioning
 from jaxdiff.study.reading import Batches, Reading
-from jaxdiff.study.study import ASSETS, NANO, StudyConfig, conditioning
 from jaxdiff.taps import Tap
 from jaxdiff.workdir import Workdir
 

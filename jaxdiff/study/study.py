@@ -6,165 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
-from jaxdiff.data.datasets import SPLITS, Dataset
-from jaxdiff.data.worlds.prompts import encode
+from jaxdiff.data.datasets import Dataset
 from jaxdiff.errors import ConfigError, MissingDataError
-from jaxdiff.pipeline import Pipeline, load
+from jaxdiff.pipeline import Pipeline
 from jaxdiff.report import Fidelity, probe_csv, write_report
 from jaxdiff.store import ActivationStore
 from jaxdiff.study import predictions
-from jaxdiff.study.analysis import BOTH, Answer, Labels, Protocol, analyse
+from jaxdiff.study.analysis import Answer, Labels, analyse
 from jaxdiff.study.budget import choose_scenes
 from jaxdiff.study.clips import WORLD, checked_data, described, load_data, store_metadata, told
-from jaxdiff.study.controls import untrained
-from jaxdiff.study.features import Features, kept_features
+from jaxdiff.study.config import NANO, StudyConfig
 from jaxdiff.study.inputs import read_inputs, read_noised, surprise
-from jaxdiff.study.inversion import measure, noise_measures, summary, text_condition, text_note
-from jaxdiff.study.levels import LEVELS
+from jaxdiff.study.inversion import measure, noise_measures, summary, text_note
 from jaxdiff.study.mistakes import clip_errors, rank_correlation
-from jaxdiff.study.reading import Encoded, Reading, invert_clips
+from jaxdiff.study.models import ablated, ablation, conditioning, encoder_features, load_models
+from jaxdiff.study.reading import Encoded, invert_clips
 from jaxdiff.study.regression import finish_targets
 from jaxdiff.study.results import csv_rows, report_study, result_json
-from jaxdiff.study.sources import PROMPT, VARIANTS, chosen_controls, make_sources, pools
+from jaxdiff.study.sources import PROMPT, chosen_controls, make_sources, pools
 from jaxdiff.workdir import Workdir
-
-ASSETS = Path(__file__).parents[1] / "assets"
-NANO, REAL = "nano", "real"
 
 # Where the surprise of control models is measured.
 CONTROL_LEVELS = (0.3, 0.5, 0.7, 0.9)
-
-
-@dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """See the flags of `experiments.study`."""
-
-    model: str
-    config: str = REAL
-    dataset: str = WORLD
-    data_dir: Path | None = None
-    split: str | None = None
-    subset: bool = False
-    labels: Path | None = None
-    leaking_prompt: bool = False
-    structureless: Path | None = None
-    frames: int = 81
-    size: int | None = None
-    sampling: str = "linspace"
-    stride: int = 1
-    steps: int = 100
-    solver: str = "ab2"
-    taps: tuple[str, ...] = ("block_out.mean",)
-    capture_sigmas: tuple[float, ...] | None = LEVELS
-    capture_at: tuple[int, ...] | None = None
-    prompt: str = ""
-    text_embeddings: str | None = None
-    clips_per_device: int = 4
-    dtype: str | None = None
-    stream: bool = False
-    controls: tuple[str, ...] = ("untrained", "noised")
-    prompt_ablation: str | None = None
-    encoders: tuple[Path, ...] = ()
-    fidelity_clips: int = 4
-    error_steps: int = 10
-    scenes: int = 60
-    time_budget: float = 0.0
-    seed: int = 0
-    world_seed: int = 0
-    outer: int = 5
-    inner: int = 4
-    repeats: int = 1
-    which: str = BOTH  # --protocol
-    capacity: bool = True
-    published_seeds: int = 5
-    published_batch: int = 32
-    published_test: float = 0.4
-    published_by_category: bool = False
-    skip_bad_clips: bool = False
-
-    def __post_init__(self):
-        if self.config not in (NANO, REAL):
-            raise ConfigError(f"--config={self.config} is unknown; choose {NANO} or {REAL}")
-        if self.dataset not in SPLITS:
-            raise ConfigError(f"--dataset={self.dataset} is unknown; choose one of {', '.join(SPLITS)}")
-        if self.dataset != WORLD and self.data_dir is None:
-            raise ConfigError(f"--dataset={self.dataset} needs --data_dir=DIR, the folder that holds it")
-        for name in ("split", "subset", "labels", "leaking_prompt"):
-            if self.dataset == WORLD and getattr(self, name):
-                raise ConfigError(f"--{name} is for a data set on disk; generated scenes have none")
-        if self.leaking_prompt and (self.prompt or self.text_embeddings is not None):
-            raise ConfigError(
-                "--leaking_prompt gives every clip its own prompt; leave out --prompt and --text_embeddings"
-            )
-        if self.time_budget and (self.dataset != WORLD or self.data_dir is not None):
-            raise ConfigError(
-                "--time_budget chooses how many scenes are generated; it needs --dataset=world and its folder"
-            )
-        chosen_controls(self.controls)
-        if len({folder.name for folder in self.encoders}) < len(self.encoders):
-            raise ConfigError(f"--encoders={','.join(map(str, self.encoders))}: two folders have one name")
-        if (self.capture_sigmas is None) == (self.capture_at is None):
-            raise ConfigError(
-                "a study reads at noise levels (--capture_sigmas) or at steps (--capture_at), one of them"
-            )
-        for name in ("capture_sigmas", "capture_at"):
-            places = getattr(self, name)
-            if places is None:
-                continue
-            if 0 not in places:
-                raise ConfigError(f"--{name} must hold 0: the clean latent is where the evidence is cleanest")
-            if list(places) != sorted(set(places)):
-                # The trajectory meets them in this order, and so do the tables that are made of what it read.
-                raise ConfigError(f"--{name}={places} must ascend, each value once")
-
-    def reading(self) -> Reading:
-        names = {f.name for f in dataclasses.fields(Reading)} - {"order", "order_seed"}
-        return Reading(**{name: getattr(self, name) for name in names})
-
-    @property
-    def captures(self) -> int:
-        """How many places of the trajectory are read."""
-        return len(self.capture_at if self.capture_sigmas is None else self.capture_sigmas)  # type: ignore[arg-type]
-
-    def variants(self) -> dict[str, Reading]:
-        """The model's own further inversions, by name (see `sources.VARIANTS`): how their clips are read."""
-        reading = dataclasses.replace(self.reading(), error_steps=0)
-        controls = chosen_controls(self.controls)
-        orders = {name: order for name, (order, *_) in VARIANTS.items() if name in controls}
-        found = {
-            name: dataclasses.replace(reading, order=order, order_seed=self.seed) for name, order in orders.items()
-        }
-        return found if self.prompt_ablation is None else {**found, PROMPT: reading}
-
-    def protocol(self, middle: float = 0.5) -> Protocol:
-        """How it is probed; `middle` is the noise level that half of the steps lead to."""
-        same = {f.name for f in dataclasses.fields(Protocol)} & {f.name for f in dataclasses.fields(self)}
-        return Protocol(middle=middle, **{name: getattr(self, name) for name in same})
-
-
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """The model and its control models, by name; the first is the model itself."""
-
-    pipelines: dict[str, Pipeline]
-
-    @property
-    def first(self) -> str:
-        """Name of the model itself."""
-        return next(iter(self.pipelines))
-
-    @property
-    def main(self) -> Pipeline:
-        return self.pipelines[self.first]
-
-    def reading(self, name: str, reading: Reading) -> Reading:
-        """How a model's clips are read: only the model itself pays for an error per clip."""
-        return reading if name == self.first else dataclasses.replace(reading, error_steps=0)
 
 
 def run_study(config: StudyConfig, workdir: Path) -> None:
@@ -322,62 +188,6 @@ def with_mistakes(
         clip_error_name=f"relative distance between the ends of {config.error_steps} and of {config.steps} steps (by rank)",
         mistake_correlation=rank_correlation(errors[known], wrong, labels.groups[known], seed=config.seed),
     )
-
-
-def load_models(config: StudyConfig) -> Models:
-    """The model, the structure-less control if there is one, and the untrained control."""
-    dtype = None if config.dtype is None else jnp.dtype(config.dtype)
-    nano = config.model == NANO
-    main = load(ASSETS / NANO if nano else config.model, dtype=dtype)
-    pipelines = {"trained": main}
-    other = ASSETS / f"{NANO}-structureless" if nano and config.structureless is None else config.structureless
-    if other is not None:
-        control = load(other, dtype=dtype)
-        pipelines["structureless"] = dataclasses.replace(control, vae=main.vae)
-    if "untrained" in chosen_controls(config.controls):
-        pipelines["untrained"] = untrained(main, config.seed)
-    return Models(pipelines)
-
-
-def conditioning(pipeline: Pipeline, config: StudyConfig) -> Conditioning:
-    """The prompt of the flags."""
-    return _told(pipeline, config, config.prompt, config.text_embeddings)
-
-
-def ablation(config: StudyConfig) -> tuple[str, str | None]:
-    """Prompt and text embeddings of --prompt_ablation, which names a prompt, a file of embeddings, or zeros."""
-    other = config.prompt_ablation or ""
-    return ("", other) if other == "zeros" or other.endswith(".npy") else (other, None)
-
-
-def ablated(pipeline: Pipeline, config: StudyConfig) -> Conditioning:
-    """What the model is told instead, with --prompt_ablation."""
-    return _told(pipeline, config, *ablation(config))
-
-
-def _told(pipeline: Pipeline, config: StudyConfig, prompt: str, embeddings: str | None) -> Conditioning:
-    """The conditioning; a nano model has no text encoder, but a vector for each word of the generated world."""
-    if config.config == NANO and embeddings is None and pipeline.text_encoder is None:
-        return Conditioning(text=jnp.asarray(encode(prompt, pipeline.transformer.config.text_dim))[None])
-    return text_condition(pipeline, prompt, embeddings)
-
-
-def encoder_features(folder: Path, clips: Sequence[Clip], reading: Reading, cache: Path) -> Features:
-    """What a video encoder makes of the clips; made once, and then kept in the folder `cache`."""
-    from jaxdiff.encoder import load_encoder
-    from jaxdiff.study.encoders import read_encoder
-
-    key = f"{folder} {reading} {[clip.name for clip in clips]}"
-    return kept_features(
-        cache / f"{folder.name}.npz",
-        key,
-        lambda: read_encoder(load_encoder(folder), clips, reading, title=f"encode ({folder.name})"),
-    )
-
-
-def load_clips(config: StudyConfig, workdir: Path, scenes: int) -> list[Clip]:
-    """The clips of the data set."""
-    return list(load_data(config, workdir, scenes).clips)
 
 
 def whole_groups(clips: Sequence[Clip], finished: set[int]) -> list[int]:

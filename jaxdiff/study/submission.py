@@ -20,14 +20,15 @@ from jaxdiff.report.study import Estimate, Study, Table
 from jaxdiff.store import ActivationStore
 from jaxdiff.study.analysis import Labels, matched_pairs
 from jaxdiff.study.clips import refuse_unreadable
+from jaxdiff.study.config import NANO
 from jaxdiff.study.features import Candidate, Features, stored_features
 from jaxdiff.study.inputs import read_noised, surprise
 from jaxdiff.study.inversion import text_note
+from jaxdiff.study.models import ASSETS, conditioning
 from jaxdiff.study.probing import CLIP_LABELS
 from jaxdiff.study.reading import Reading, invert_clips
 from jaxdiff.study.results import estimate_json
 from jaxdiff.study.sources import blocks_and_input
-from jaxdiff.study.study import ASSETS, NANO, conditioning
 from jaxdiff.taps import Tap
 from jaxdiff.workdir import Workdir
 

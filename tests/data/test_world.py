@@ -128,7 +128,8 @@ def test_a_pair_differs_in_what_its_category_is_about_and_in_nothing_else(scenes
     changes = {"O1": {"present"}, "O2": {"shape", "colour"}, "O3": {"x", "speed", "y"}}
     for q in scenes:
         first, second = (dataclasses.asdict(t) for t in q.things)
-        assert {k for k in first if first[k] != second[k]} == changes[q.category]
+        # Two draws of one program: the last bit of an equal number may differ.
+        assert {k for k in first if not np.isclose(first[k], second[k], rtol=1e-6)} == changes[q.category]
     jumps = [np.abs(np.subtract(*(np.float64(t.y) for t in q.things))) for q in scenes if q.category == "O3"]
     assert min(jumps) >= CONFIG.jump - 1e-6  # float32 rounding of the circular shift
 

@@ -84,7 +84,7 @@ def test_both_outputs_and_every_site_equal_the_recorded_ones_of_diffusers(case):
     for site in SITES:
         for got, expected in zip(captured[f"{site}.mean"].mean(1), recorded[f"{name}/{site}"], strict=True):
             assert relative_error(got, expected) <= 1e-5
-    np.testing.assert_array_equal(pipeline.denoise(given.latents, given.timestep, with_audio(given)), video)
+    assert relative_error(pipeline.denoise(given.latents, given.timestep, with_audio(given)), video) <= 1e-6
 
 
 def test_without_audio_the_output_is_that_of_isolated_modalities(case):

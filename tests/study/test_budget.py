@@ -6,7 +6,8 @@ import pytest
 
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.study import budget
-from jaxdiff.study.study import StudyConfig, control_levels, evaluations
+from jaxdiff.study.config import StudyConfig
+from jaxdiff.study.study import control_levels, evaluations
 from jaxdiff.workdir import Workdir
 
 

@@ -37,9 +37,10 @@ from jaxdiff.store import ActivationStore
 from jaxdiff.study import study as studies
 from jaxdiff.study.aggregate import read_run
 from jaxdiff.study.clips import described, store_metadata, told
+from jaxdiff.study.config import StudyConfig
 from jaxdiff.study.predictions import unpack
 from jaxdiff.study.reading import Batches, Prompts, invert_clips
-from jaxdiff.study.study import StudyConfig, run_study
+from jaxdiff.study.study import run_study
 from jaxdiff.study.submission import Scored, SubmitConfig, best_threshold, run_submission, write_submission
 from ports.writer import save_pipeline
 

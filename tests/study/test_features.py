@@ -15,11 +15,12 @@ from jaxdiff.models.network import Network
 from jaxdiff.models.wan import Wan, WanTransformer, WanTransformerConfig
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.store import ActivationStore
+from jaxdiff.study.config import StudyConfig
 from jaxdiff.study.controls import untrained
 from jaxdiff.study.features import Candidate, Features, kept_features, stored_features
 from jaxdiff.study.inputs import _noised, pooled_inputs
 from jaxdiff.study.reading import Reading
-from jaxdiff.study.study import StudyConfig, whole_groups
+from jaxdiff.study.study import whole_groups
 
 LEVELS = [0.0, 0.5, 0.9]
 

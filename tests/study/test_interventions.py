@@ -17,11 +17,11 @@ from jaxdiff.probes.linear import LinearProbe
 from jaxdiff.study import ablation, intervention
 from jaxdiff.study.ablation import AblationConfig, cuts_of, run_ablation
 from jaxdiff.study.clips import load_data, store_metadata
+from jaxdiff.study.config import StudyConfig
 from jaxdiff.study.disturbed import NO_OP, ROUND_TRIP, fit_probes
 from jaxdiff.study.finished import READ, reopen
 from jaxdiff.study.intervention import InterventionConfig, choose_clips, disturb, run_intervention
 from jaxdiff.study.reading import invert_clips
-from jaxdiff.study.study import StudyConfig
 from jaxdiff.workdir import Workdir
 from tests import wan_variants as variants
 from tests.study import fake
