@@ -7,13 +7,11 @@ import tempfile
 import time
 from pathlib import Path
 
+# as `make demo` has it
 COMMAND = (
-    "--model=nano",
-    "--steps=16",
-    "--published_seeds=3",
-    "--nocapacity",
+    *("--model=nano", "--steps=12", "--published_seeds=2", "--nocapacity", "--fidelity_clips=1"),
     "--time_budget=170",
-)  # as `make demo` has it
+)
 TOY = ("--model=nano", "--scenes=2", "--outer=2", "--inner=2", "--published_seeds=1")
 
 

@@ -106,7 +106,8 @@ def heatmaps(
     height = down * (panel + BELOW) + floor
     figure = Figure((WIDTH, height))
     left, gap, top = 0.085, 0.035 if _same_labels(grids) else 0.085, 0.34 / height
-    width = (1 - left - 0.01 - gap * (across - 1)) / across
+    places = across if bar else max(across, 3)  # a lone panel below others has their width
+    width = (1 - left - 0.01 - gap * (places - 1)) / places
     for index, grid in enumerate(grids):
         column, row = index % across, index // across
         bottom = 1 - top - (row + 1) * (panel + BELOW) / height + BELOW / height
@@ -177,7 +178,7 @@ def _heatmap(axis, grid: Grid, norm, label_rows: bool, label_x: bool) -> None:
     if label_rows and grid.inputs < count:
         middle = (bottoms[grid.inputs] + bottoms[-1] + 1) / 2 / (bottoms[-1] + 1)
         axis.text(
-            -0.155,
+            -0.36 / (axis.get_position().width * WIDTH),  # inches, left of the row labels
             middle,
             "block",
             rotation=90,

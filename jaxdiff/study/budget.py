@@ -24,7 +24,7 @@ STEP = 5
 
 CLIPS = 12  # a scene of each of the three categories, four clips each
 OTHER_WORK = 1.3  # everything over the networks' own time: reading, probing, writing
-FIXED = 45.0  # seconds that do not depend on the number of clips: start, compiling, fidelity, the report
+FIXED = 70.0  # seconds that do not depend on the number of clips: start, compiling, fidelity, the report
 
 
 def choose_scenes(

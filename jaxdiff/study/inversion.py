@@ -97,6 +97,7 @@ def run_inversion(config: InversionStudy, workdir: Path) -> None:
                 "headline": {},
                 "fidelity": summary(measured),
                 "sigmas": store.metadata["sigmas"],
+                "walked": store.metadata["walked"],
                 "text": text_note(config.prompt, config.text_embeddings),
             }
         )

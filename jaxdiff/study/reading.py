@@ -404,7 +404,7 @@ def _first_readable(clips: Sequence[Clip], reading: Reading) -> np.ndarray:
 
 
 def _places(pipeline: Pipeline, reading: Reading, latents_shape: tuple[int, ...]) -> dict[str, list[float]]:
-    """Sigmas and labels of the captures, from the plan that `invert` will follow."""
+    """Sigmas and labels of the captures, and where the walk begins and ends, from the plan that `invert` will follow."""
     solver = as_solver(reading.solver)
     plan = make_plan(
         pipeline.schedule,
@@ -418,4 +418,5 @@ def _places(pipeline: Pipeline, reading: Reading, latents_shape: tuple[int, ...]
         capture_sigmas=reading.capture_sigmas,
     )
     sigmas, labels = (np.asarray(values, np.float64) for values in plan.captured_places(solver))
-    return {"sigmas": sigmas.tolist(), "labels": labels.tolist()}
+    ends = [float(plan.sigmas[0]), float(plan.sigmas[-1])]  # some schedules neither begin at 0 nor end at 1
+    return {"sigmas": sigmas.tolist(), "labels": labels.tolist(), "walked": ends}

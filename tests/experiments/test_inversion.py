@@ -1,6 +1,7 @@
 """`experiments.invert` and `experiments.study` as processes: killed and restarted, streamed, and given bad input."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -107,6 +108,8 @@ def test_killed_inversion_ends_in_the_bits_of_an_uninterrupted_one(inputs, whole
     assert finished and not (tmp_path / "run/DONE").exists()
     run(invert(inputs, tmp_path / "run"))
     assert (tmp_path / "run/DONE").exists()
+    start, end = json.loads((whole / "result.json").read_text())["walked"]
+    assert start == 0.0 and 0.99 < end <= 1.0
     assert_same(whole, tmp_path / "run", "store", ["result.json"])
 
 
