@@ -30,7 +30,7 @@ from jaxdiff.study.sources import PROMPT, chosen_controls, make_sources, pools
 from jaxdiff.workdir import Workdir
 
 # Where the surprise of control models is measured.
-CONTROL_LEVELS = (0.3, 0.5, 0.7, 0.9)
+CONTROL_LEVELS = (0.3, 0.7)
 
 
 def run_study(config: StudyConfig, workdir: Path) -> None:

@@ -54,8 +54,8 @@ def test_a_budget_needs_scenes_to_choose(tmp_path):
 
 def test_effort_counts_every_pass_of_every_network():
     levels = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    assert control_levels(levels) == (0.3, 0.5, 0.7, 0.9)
+    assert control_levels(levels) == (0.3, 0.7)
     # three inversions of 20, 5 coarse steps, ten levels of the model and four of each of two controls
-    assert evaluations(config(capture_sigmas=levels), 3) == (60 + 5 + 10 + 8) / 20
+    assert evaluations(config(capture_sigmas=levels), 3) == (60 + 5 + 10 + 4) / 20
     assert evaluations(config(capture_sigmas=levels, controls=("untrained",), error_steps=0), 2) == 2.0
     assert evaluations(config(capture_sigmas=levels, controls=("reversed", "flow"), error_steps=0), 1) == 2.0
