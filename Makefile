@@ -4,6 +4,7 @@
 #   make test      torch-free tests
 #   make parity    live comparison with torch, diffusers and transformers
 #   make lint      format, lint, types          make bench   timings          make study   the full nano study
+#   make lamo      the ablation of LaMo on the nano model, into docs/results/lamo_nano
 #   make env       only install                 make format  rewrite files    make clean   forget .venv and runs
 #
 # PYTHON names the interpreter that .venv is made from, PIP_ARGS is handed to every `pip install`.
@@ -19,7 +20,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 # torch comes first and alone, pinned: whatever satisfies the pin already (a CPU build, say) then stays.
 TORCH := torch==2.13.0
 
-.PHONY: env env-torch demo test parity lint format bench study clean
+.PHONY: env env-torch demo test parity lint format bench study lamo clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.installed
@@ -42,15 +43,18 @@ demo: env
 	$(PY) -m experiments.study --model=nano --steps=12 --published_seeds=2 --nocapacity --fidelity_clips=1 --time_budget=170 \
 	  --workdir=runs/demo
 
-# The full nano study: one VAE, a pair of transformers for each of three fresh training seeds, each pair on three worlds
-# that nothing was developed on, and all nine runs in one report. Interrupted, it goes on where it stopped. Poolings, solver
-# and the number of scenes were fixed on worlds 0-9 before any of these worlds was looked at.
+# The full nano study: one VAE, and for each of three training seeds a pair of transformers and two video encoders, trained on
+# the same clips for as many steps; each set on three worlds that nothing was developed on, with every control, and all nine
+# runs in one report, which docs/results/nano_study keeps. Interrupted, it goes on where it stopped. Poolings, solver and the
+# number of scenes were fixed on worlds 0-9 before any of these worlds was looked at.
 STUDY := runs/study
-STUDY_TAPS := block_out.mean,block_out.frame_mean
+STUDY_TAPS := block_out.mean,block_out.frame_mean,self_attention_map.frame_map
 STUDY_SCENES := 100
 STUDY_SOLVER := euler
 STUDY_SEEDS := 1 2 3
-STUDY_WORLDS := 100 101 102
+STUDY_WORLDS := 200 201 202
+STUDY_PROMPT := red disc slides-left
+STUDY_RESULTS := docs/results/nano_study
 COMMA := ,
 EMPTY :=
 
@@ -61,15 +65,33 @@ study: env
 	    $(PY) -m experiments.train_backbone --vae=$(STUDY)/vae/vae --structure=$$structure --seed=$$seed \
 	      --workdir=$(STUDY)/seed$$seed/$$structure; \
 	  done; \
+	  for method in vjepa videomae; do \
+	    $(PY) -m experiments.train_encoder --method=$$method --seed=$$seed --workdir=$(STUDY)/seed$$seed/$$method; \
+	  done; \
 	  for world in $(STUDY_WORLDS); do \
 	    $(PY) -m experiments.study --config=nano --model=$(STUDY)/seed$$seed/plausible/pipeline \
-	      --structureless=$(STUDY)/seed$$seed/independent/pipeline --seed=$$seed --world_seed=$$world \
-	      --scenes=$(STUDY_SCENES) --taps=$(STUDY_TAPS) --solver=$(STUDY_SOLVER) --steps=20 --published_seeds=3 \
+	      --structureless=$(STUDY)/seed$$seed/independent/pipeline \
+	      --encoders=$(STUDY)/seed$$seed/vjepa/encoder,$(STUDY)/seed$$seed/videomae/encoder --controls=all \
+	      --prompt_ablation="$(STUDY_PROMPT)" --seed=$$seed --world_seed=$$world --scenes=$(STUDY_SCENES) \
+	      --taps=$(STUDY_TAPS) --solver=$(STUDY_SOLVER) --steps=20 --published_seeds=3 \
 	      --workdir=$(STUDY)/seed$$seed-world$$world; \
 	  done; \
 	done
 	$(PY) -m experiments.aggregate --workdir=$(STUDY)/all --studies=$(subst $(EMPTY) ,$(COMMA),$(strip \
 	  $(foreach seed,$(STUDY_SEEDS),$(foreach world,$(STUDY_WORLDS),$(STUDY)/seed$(seed)-world$(world)))))
+	mkdir -p $(STUDY_RESULTS)
+	cp $(STUDY)/all/report.html $(STUDY)/all/result.json $(STUDY)/all/aggregate.csv $(STUDY_RESULTS)
+	cp $(STUDY)/all/summary.md $(STUDY_RESULTS)/README.md
+
+# LaMo's ablation: latents and motion fields once, then for each of three seeds five fine-tunes and ten ways to clips of every
+# prompt; docs/results/lamo_nano keeps the answer. Interrupted, it goes on where it stopped.
+LAMO := runs/lamo
+LAMO_RESULTS := docs/results/lamo_nano
+
+lamo: env
+	$(PY) -m experiments.lamo_ablation --workdir=$(LAMO)
+	mkdir -p $(LAMO_RESULTS)
+	cp $(addprefix $(LAMO)/ablation/,report.html result.json clips.csv README.md) $(LAMO_RESULTS)
 
 test: env
 	$(PYTEST)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import demo, depth, loading, probes, program, published
+from benchmarks import demo, depth, drift, guided, loading, probes, program, published
 from benchmarks.subject import (
     MID,
     Size,
@@ -244,6 +244,34 @@ def program_case(size: Size, pairs: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def guidance_case(size: Size, pairs: int) -> list[Row]:
+    """A sampling step with LaMo's guidance over one without: operations at CogVideoX-5B's size, time at the nano model's."""
+    plain, led = guided.operations()
+    ratio = led / plain
+    times = paired(*guided.nano(), pairs)
+    return [
+        Row(
+            "guidance: operations of a step of CogVideoX-5B", f"{ratio:.4f}", "<= 1.03", MET if ratio <= 1.03 else MISSED,
+            witness={"operations": [plain, led]},
+        ),
+        Row(
+            "guidance: time of nano samples", str(times.ratio()), "", "", str(times.control_ratio()), seconds=times.as_json()
+        ),
+    ]  # fmt: skip
+
+
+def drift_case(size: Size, pairs: int) -> list[Row]:
+    """LaMo's drift loss over a training step, in operations, at CogVideoX-5B's size; nothing is timed."""
+    step, loss = drift.operations()
+    share = loss / step
+    return [
+        Row(
+            "drift loss / training step of CogVideoX-5B, operations", f"{share:.1e}", "<= 0.01",
+            MET if share <= 0.01 else MISSED, witness={"operations": [step, loss]},
+        )
+    ]  # fmt: skip
+
+
 def compile_inversion(pipeline, latents, text, taps):
     """The inversion as one compiled program; the weights are its arguments."""
 
@@ -264,4 +292,6 @@ CASES: dict[str, Callable[[Size, int], list[Row]]] = {
     "loading": loading_case,
     "demo": demo_case,
     "probes": probes_case,
+    "guidance": guidance_case,
+    "drift": drift_case,
 }

@@ -21,7 +21,7 @@ def describe(size: int = 2048) -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": cores(),
         "load_average": list(os.getloadavg()),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         **{name: _version(name) for name in ("jax", "flax", "torch", "diffusers", "numpy")},

@@ -14,7 +14,9 @@ from pathlib import Path
 from absl import app, flags
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = ("forward", "captures", "inversion", "published", "compile", "program", "loading", "demo", "probes")
+NAMES = (
+    "forward", "captures", "inversion", "published", "compile", "program", "loading", "demo", "probes", "guidance", "drift",
+)  # fmt: skip
 BUSY = 0.5  # load average per core, before the first call, from which on times are not judged
 
 _ONLY = flags.DEFINE_list("only", None, f"Cases to run, of {', '.join(NAMES)}; default: all.")

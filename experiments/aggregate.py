@@ -2,7 +2,8 @@
 
     python -m experiments.aggregate --studies=runs/study/seed1-world100,runs/study/seed2-world100 --workdir=runs/study/all
 
-The studies may differ in their models and their worlds, in nothing else. Every pair is listed, none is left out.
+The studies may differ in their models, encoders and worlds, in nothing else. Every pair is listed, none is left out. Writes
+result.json, aggregate.csv, report.html, and summary.md with the tables, commands, seeds and machines.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ The workdir of a study gives all that it stored: the model, its control models a
 encoders, with the numbers that the study has of them. What is cheap to read again and was not stored (pixels, latents) is
 left out. Labels come with the stores of `experiments.study`; for those of `experiments.invert` give a csv with the columns clip,
 possible, group and category.
+Numbers in place of labels (PhyWorld) are in the stores too, and are regressed on again.
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxdiff.conditioning import Conditioning
     from jaxdiff.encoder import Encoder, load_encoder
     from jaxdiff.flow import Trajectory, invert, sample
-    from jaxdiff.pipeline import Pipeline, load, tap_sites
+    from jaxdiff.pipeline import Pipeline, edit_sites, load, tap_sites
     from jaxdiff.store import ActivationStore
     from jaxdiff.taps import Edit, Tap
 
@@ -25,6 +25,7 @@ _NAMES = {
     "Pipeline": "jaxdiff.pipeline",
     "Tap": "jaxdiff.taps",
     "Trajectory": "jaxdiff.flow",
+    "edit_sites": "jaxdiff.pipeline",
     "invert": "jaxdiff.flow",
     "load": "jaxdiff.pipeline",
     "load_encoder": "jaxdiff.encoder",
@@ -32,7 +33,7 @@ _NAMES = {
     "tap_sites": "jaxdiff.pipeline",
 }
 _ROOMS = (
-    "data", "errors", "flow", "kernels", "mesh", "models", "probes", "report", "store", "study", "taps", "train",
+    "data", "errors", "flow", "generation", "kernels", "lamo", "mesh", "models", "physics", "probes", "report", "store", "study", "taps", "train",
 )  # fmt: skip
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Pipeline",
     "Tap",
     "Trajectory",
+    "edit_sites",
     "invert",
     "load",
     "load_encoder",

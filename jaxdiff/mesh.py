@@ -7,6 +7,7 @@ finite and of the usual size) and carries the clip id `PADDING`, which every con
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxdiff.errors import ConfigError
 
 DATA = "data"
+FSDP = "fsdp"  # weights and optimiser state are split over it, and so are the batches of training
+AXES = (DATA, FSDP, "tensor")
 PADDING = -1  # clip id of a padded row
 
 T = TypeVar("T")
@@ -50,26 +53,68 @@ def data_size(mesh: Mesh) -> int:
     return mesh.shape[DATA]
 
 
-def shard_batch(x: Any, mesh: Mesh) -> Any:
+def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """The mesh of a `--mesh` flag: "data=2,fsdp=4", or "auto" for all devices along ``data`` (None if there is but one).
+
+    Raises
+    ------
+    ConfigError : it is not written so, an axis is unknown, or the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if text == "auto":
+        return data_mesh(devices) if len(devices) > 1 else None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in AXES or name in sizes or not size.isdigit() or not int(size):
+            raise ConfigError(
+                f"--mesh={text}: {part!r} is no axis and size; write data=2,fsdp=4 (axes {', '.join(AXES)}) or auto"
+            )
+        sizes[name] = int(size)
+    if math.prod(sizes.values()) != len(devices):
+        raise ConfigError(f"--mesh={text} is for {math.prod(sizes.values())} devices, and there are {len(devices)}")
+    sizes = {DATA: 1} | sizes
+    return Mesh(np.array(devices).reshape(*sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def shard_batch(x: Any, mesh: Mesh, axes: tuple[str, ...] = (DATA,)) -> Any:
     """Put a pytree of arrays ``[B, ...]`` on the mesh, B split over ``data``, other mesh axes replicated.
+
+    `axes` are those over which it is split, where the mesh has them.
 
     Raises
     ------
     ConfigError : a leaf has no batch axis, or its length does not divide by the ``data`` axis.
     """
-    shards = data_size(mesh)
-    sharding = NamedSharding(mesh, PartitionSpec(DATA))
+    data_size(mesh)
+    there = tuple(axis for axis in axes if axis in mesh.shape)
+    shards = math.prod(mesh.shape[axis] for axis in there)
+    sharding = NamedSharding(mesh, PartitionSpec(there if len(there) > 1 else DATA))
 
     def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         shape = np.shape(leaf)
         if not shape or shape[0] % shards:
             raise ConfigError(
                 f"batch{jax.tree_util.keystr(path)} of shape {shape} does not split over {shards} devices on "
-                f"axis {DATA!r}: pad it with jaxdiff.mesh.micro_batches or pad_batch"
+                f"axis {', '.join(there)!r}: pad it with jaxdiff.mesh.micro_batches or pad_batch"
             )
         return jax.device_put(leaf, sharding)
 
     return jax.tree_util.tree_map_with_path(put, x)
+
+
+def split_activations(tree: Any) -> Any:
+    """Arrays [B, ...] with B split over ``data`` and ``fsdp``, in what is traced under `jax.sharding.use_abstract_mesh`
+    of a mesh that has ``fsdp``; in any other, `tree` itself.
+
+    Where weights are split over the axis that batches are split over, one of the two has to be gathered. Without a word the
+    compiler gathers the activations, which are the larger ones.
+    """
+    names = jax.sharding.get_abstract_mesh().axis_names
+    if FSDP not in names:
+        return tree
+    spec = PartitionSpec(tuple(axis for axis in (DATA, FSDP) if axis in names))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -15,8 +15,8 @@ from jaxdiff.conditioning import Conditioning, as_conditioning
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.models.family import posterior_mode
 from jaxdiff.models.network import Network
-from jaxdiff.models.text.prompt import TextEncoder
-from jaxdiff.models.vision.pictures import PictureConfig, to_pixels
+from jaxdiff.models.text.prompt import TextEncoder, encoder_of
+from jaxdiff.models.vision.pictures import PictureConfig, as_bytes, as_floats, first_picture, image_fields, to_pixels
 
 
 def load(
@@ -47,6 +47,17 @@ def load(
     from ports.folder import load_pipeline  # the one import against the grain: weights come in from outside
 
     return load_pipeline(folder, dtype=dtype, mesh=mesh, lora=lora, lora_scale=lora_scale)
+
+
+def outline(folder: str | Path, *, lora: str | Path | None = None) -> "Pipeline":
+    """What `load` would make of a folder, with shapes in the place of weights: checked as far as `load` can fail, and no
+    weight is read. For `jax.eval_shape`, and for settings that are to be looked at before anything slow starts.
+
+    Parameters and errors are those of `load`. A component that its text encoder needs is looked for, not opened.
+    """
+    from ports.folder import outline_pipeline
+
+    return outline_pipeline(folder, lora=lora)
 
 
 @functools.partial(
@@ -153,24 +164,12 @@ class Pipeline:
         if image is None and (last_image is not None or frames is not None):
             raise ConfigError("condition: frames and last_image belong to an image, and there is none")
         if prompt is not None:
-            if self.family.text is None:
-                raise MissingDataError(
-                    f"cannot embed the prompt {prompt!r}: the text encoder of {self.family.name} is not ported. Pass text "
-                    "embeddings computed elsewhere, as its published pipeline makes them: condition(text=array [B, N, "
-                    f"{self.transformer.config.text_dim}]), or --text_embeddings=FILE.npy on the command line"
-                )
-            if self.text_encoder is None:
-                raise MissingDataError(
-                    f"cannot embed the prompt {prompt!r}: the checkpoint folder has no text encoder (text_encoder/ and "
-                    "tokenizer/). Pass text embeddings computed elsewhere: condition(text=array [B, N, "
-                    f"{self.transformer.config.text_dim}]), or --text_embeddings=FILE.npy|zeros on the command line; "
-                    "zeros is not the same as the empty prompt"
-                )
+            encoder = encoder_of(prompt, self.family, self.text_encoder, self.transformer.config.text_dim)
             from ports.folder import load_text_encoder  # as in `load`
 
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             convention = self.family.text
-            text, mask = self.text_encoder.embed(prompts, convention, load_text_encoder, max_length)
+            text, mask = encoder.embed(prompts, convention, load_text_encoder, max_length)
             text_mask = mask if convention.pass_mask else None
         cond = Conditioning(
             text=jnp.asarray(text),
@@ -206,13 +205,13 @@ class Pipeline:
         MissingDataError : the folder has no VAE or no image encoder.
         """
         cond = as_conditioning(cond)
-        first, length = _picture(image, 0)
+        first, length = first_picture(image, 0)
         frames = length if frames is None else frames
         if frames is None:
             raise ConfigError(
                 "a picture does not say how long the video is to be: frames=T, or give a video as the image"
             )
-        last = None if last_image is None else _picture(last_image, -1)[0]
+        last = None if last_image is None else first_picture(last_image, -1)[0]
         if last is not None and last.shape != first.shape:
             raise ConfigError(f"image and last_image must have the same shape, got {first.shape} and {last.shape}")
         self._vae("with_image")
@@ -229,7 +228,7 @@ class Pipeline:
                 "this checkpoint attends to the tokens of an image, but its folder has no image_encoder/ and "
                 "image_processor/. Set Conditioning.image_embeds and image_latents to arrays computed elsewhere"
             )
-        pixels = to_pixels(_as_bytes(np.asarray(picture)), self.image_processor)
+        pixels = to_pixels(as_bytes(np.asarray(picture)), self.image_processor)
         return jax.device_put(pixels, picture.sharding) if isinstance(picture, jax.Array) else pixels
 
     # ------------------------------------------------------------------------------------------ the network
@@ -370,7 +369,7 @@ def edit_sites(pipeline: Pipeline) -> tuple[str, ...]:
 
 @jax.jit
 def _encode(vae: Network, video: jax.Array) -> jax.Array:
-    return posterior_mode(vae, _as_floats(video))
+    return posterior_mode(vae, as_floats(video))
 
 
 @jax.jit
@@ -395,34 +394,4 @@ def _connect(pipeline: Pipeline, cond: Conditioning) -> Conditioning:
     return pipeline.family.connect(pipeline.connectors, cond)
 
 
-@functools.partial(jax.jit, static_argnames="frames")
-def _image_fields(pipeline: Pipeline, first, last, pixels, *, frames: int) -> dict[str, jax.Array]:
-    tokens = None
-    if pixels is not None:
-        assert pipeline.image_encoder is not None  # it made the pixels
-        tokens = jnp.concatenate([pipeline.image_encoder(part).penultimate for part in pixels], 1)
-    last = None if last is None else _as_floats(last)
-    return pipeline.family.image_fields(pipeline, _as_floats(first), last, tokens, frames)
-
-
-def _picture(image, frame: int) -> tuple[Any, int | None]:
-    """A picture [B, H, W, 3], and the number of frames if it is taken out of a video."""
-    shape = np.shape(image)
-    if len(shape) not in (3, 4, 5) or shape[-1] != 3:
-        raise ConfigError(f"an image must be [H, W, 3], [B, H, W, 3], or a video [B, T, H, W, 3]; got {shape}")
-    image = image if isinstance(image, jax.Array) else np.asarray(image)
-    if image.dtype != np.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
-        raise ConfigError(f"an image must be uint8, or float in [-1, 1]; got {image.dtype}")
-    if len(shape) == 5:
-        return image[:, frame], shape[1]
-    return (image[None] if len(shape) == 3 else image), None
-
-
-def _as_floats(video: jax.Array) -> jax.Array:
-    return video.astype(jnp.float32) / 127.5 - 1.0 if video.dtype == jnp.uint8 else video
-
-
-def _as_bytes(picture: np.ndarray) -> np.ndarray:
-    if picture.dtype == np.uint8:
-        return picture
-    return np.clip(np.round((picture.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+_image_fields = jax.jit(image_fields, static_argnames="frames")

@@ -26,6 +26,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import socket
 import sys
 import time
@@ -331,6 +332,15 @@ class Workdir:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def command_line(session: Mapping[str, Any]) -> str:
+    """The command of an entry of env.json as it is typed, without the place of the program."""
+    first, *rest = map(str, session["command"])
+    program = pathlib.PurePath(first)
+    if program.suffix == ".py" and program.parent.name in ("experiments", "ports"):
+        first = f"python -m {program.parent.name}.{program.stem}"
+    return " ".join([first, *map(shlex.quote, rest)])
 
 
 def _now() -> str:

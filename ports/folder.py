@@ -15,9 +15,7 @@ Everything that can be wrong is looked for before the first weight is read: the 
 configuration keys, the header of every weight file, and every tensor's name and shape.
 """
 
-import difflib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +30,9 @@ from jaxdiff.models.text.prompt import TextEncoder
 from jaxdiff.models.vision.pictures import PictureConfig
 from jaxdiff.pipeline import Pipeline
 from ports import lora as lora_files
-from ports.families import FAMILIES, PORTS, TEXT_ENCODERS, Family, Port
+from ports.families import PORTS, TEXT_ENCODERS, Family, Port
 from ports.filling import load_params
+from ports.index import INDEX, UNFINISHED, check_index, class_name, family_of, read_index, read_json, supported
 from ports.original import find_original
 from ports.original_wan import text_part
 from ports.renaming import Part
@@ -42,12 +41,6 @@ from ports.safetensors_reader import Checkpoint
 from ports.stored import ARRAYS, Stored
 from ports.table import Table, partition_specs, plan
 
-INDEX = "model_index.json"
-UNFINISHED = "UNFINISHED"  # a file that marks a folder which `ports.convert` has begun
-LORA = (
-    "this is a LoRA, which changes a model and is none; give it with the model that it changes: "
-    "jaxdiff.load(folder, lora=path)"
-)
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -114,13 +107,31 @@ def load_pipeline(
     opened = open_folder(folder)
     if lora is not None:
         lora_files.add(opened.components, lora, lora_scale)
-    pictures = image_processor(opened)
-    networks = {name: _read(component, target, mesh) for name, component in opened.components.items()}
     # T5's activations overflow in float16; bfloat16 has float32's range.
     kept = jnp.bfloat16 if target == jnp.float16 else target
+    return _pipeline(opened, lambda component: _read(component, target, mesh), jnp.dtype(kept).name, mesh)
+
+
+def outline_pipeline(folder: str | Path, *, lora: str | Path | None = None) -> Pipeline:
+    """See `jaxdiff.pipeline.outline`."""
+    opened = open_folder(folder)
+    if lora is not None:
+        lora_files.add(opened.components, lora, 1.0)
+
+    def abstract(component: Component) -> Network:
+        component.weights.close()
+        return component.abstract
+
+    return _pipeline(opened, abstract, "float32", None)
+
+
+def _pipeline(
+    opened: Folder, network: Callable[[Component], Network], dtype: str, mesh: jax.sharding.Mesh | None
+) -> Pipeline:
     base = opened.path.absolute()
-    text = None if opened.text is None else TextEncoder(base, jnp.dtype(kept).name, mesh, *opened.text)
-    drive = _drive(opened.path, opened.index, opened.family)
+    text = None if opened.text is None else TextEncoder(base, dtype, mesh, *opened.text)
+    drive, pictures = _drive(opened.path, opened.index, opened.family), image_processor(opened)
+    networks = {name: network(component) for name, component in opened.components.items()}
     return Pipeline(family=drive, schedule=opened.schedule, text_encoder=text, image_processor=pictures, **networks)
 
 
@@ -179,9 +190,9 @@ def inspect_folder(folder: str | Path) -> tuple[Folder, dict[str, str]]:
     """`open_folder` that goes on where a component does not load: what does, and component -> what is wrong."""
     path = Path(folder)
     original = find_original(path) if _is_original(path) else None
-    index = _read_index(path) if original is None else original.index
-    family = _family(path, index)
-    _check_index(path, index, family)
+    index = read_index(path) if original is None else original.index
+    family = family_of(path, index)
+    check_index(path, index, family)
     ratio = getattr(_drive(path, index, family), "boundary_ratio", None)
     scheduler = _scheduler(path) if original is None else original.scheduler
     schedule = _schedule(path, scheduler, family)
@@ -191,9 +202,9 @@ def inspect_folder(folder: str | Path) -> tuple[Folder, dict[str, str]]:
         if original is not None:
             present = name in original.parts
         else:
-            present = (path / name).is_dir() and not (name in index and _class_name(index[name]) is None)
+            present = (path / name).is_dir() and not (name in index and class_name(index[name]) is None)
         if not present:
-            declared = name in index and _class_name(index[name]) is not None
+            declared = name in index and class_name(index[name]) is not None
             if name not in family.optional:
                 problems[name] = f"{path}: has no {name}/, or {INDEX} says that it is absent"
             elif declared and name == "transformer_2":  # the other would answer for it
@@ -214,68 +225,13 @@ def inspect_folder(folder: str | Path) -> tuple[Folder, dict[str, str]]:
         return Folder(path, family, schedule, components, index, scheduler, original.text), problems
     text = ("text_encoder", "tokenizer")
     has_text = family.drive.text is not None and all(
-        (path / name).is_dir() and _class_name(index.get(name, name)) is not None for name in text
+        (path / name).is_dir() and class_name(index.get(name, name)) is not None for name in text
     )
     return Folder(path, family, schedule, components, index, scheduler, text if has_text else None), problems
 
 
 def _is_original(path: Path) -> bool:
     return path.exists() and not (path / INDEX).is_file() and not (path / UNFINISHED).exists()
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such folder")
-    if (path / UNFINISHED).exists():
-        raise CheckpointError(f"{path}: a conversion that did not finish; run ports.convert again")
-    if not path.is_dir():
-        if path.suffix == ".safetensors" and lora_files.is_lora(Checkpoint(path).names()):
-            raise CheckpointError(f"{path}: {LORA}")
-        raise CheckpointError(
-            f"{path}: a file, and no whole checkpoint in one file that is known; give the folder in the diffusers "
-            f"layout that holds {INDEX}, transformer/ and scheduler/"
-        )
-    if (path / INDEX).is_file():
-        return read_json(path / INDEX)
-    names = sorted(entry.name for entry in path.iterdir())
-    if (path.parent / INDEX).is_file() and (path / "config.json").is_file():
-        why = f"this is one component of a checkpoint; give the folder above it, {path.parent}"
-    elif "adapter_config.json" in names or any("lora" in name.lower() for name in names):
-        why = LORA
-    else:
-        listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-        why = f"the diffusers layout has one beside transformer/ and scheduler/ (found here: {listed})"
-    raise CheckpointError(f"{path}: no {INDEX}: {why}")
-
-
-def _family(path: Path, index: Mapping[str, Any]) -> Family:
-    name = str(index.get("_class_name"))
-    if name not in FAMILIES:
-        raise CheckpointError(f"{path / INDEX}: pipeline class {name!r} is not supported{_supported(name, FAMILIES)}")
-    return FAMILIES[name]
-
-
-def _check_index(path: Path, index: Mapping[str, Any], family: Family) -> None:
-    """Every entry of model_index.json is understood, or the folder is refused: an unknown one may change the
-    model."""
-    for key, value in index.items():
-        if key in family.options:
-            if value != family.options[key]:
-                raise CheckpointError(
-                    f"{path / INDEX}: {key}={value!r} is not supported for this pipeline class, "
-                    f"only {family.options[key]!r}"
-                )
-        elif key in family.settings:
-            continue  # `_drive` reads them
-        elif key in family.ports:
-            name = _class_name(value)
-            if name is not None and name not in family.ports[key]:
-                raise CheckpointError(
-                    f"{path / INDEX}: {key} of class {name!r} is not supported{_supported(name, family.ports[key])}"
-                )
-        elif not (key.startswith("_") or key == "scheduler" or key in family.unported):
-            known = (*family.ports, "scheduler", *family.unported, *family.options, *family.settings)
-            raise ConfigError(f"{path / INDEX}: unknown key {key!r}={value!r}{_supported(key, known, 'known')}")
 
 
 def _drive(path: Path, index: Mapping[str, Any], family: Family) -> Any:
@@ -306,12 +262,6 @@ def image_processor(opened: Folder) -> PictureConfig | None:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def _class_name(entry: Any) -> str | None:
-    """The class of an entry `[library, class]` of model_index.json; both are null for an absent component."""
-    name = entry[-1] if isinstance(entry, list) and entry else entry
-    return None if name is None else str(name)
-
-
 def _scheduler(path: Path) -> dict[str, Any]:
     file = path / "scheduler" / "scheduler_config.json"
     if not file.is_file():
@@ -337,7 +287,7 @@ def _component(path: Path, ports: Mapping[str, Port], name: str | None = None) -
     # transformers writes a list where diffusers writes a name
     name = name or str(values.get("_class_name") or (values.get("architectures") or [None])[0])
     if name not in ports:
-        raise CheckpointError(f"{file}: class {name!r} is not supported{_supported(name, ports)}")
+        raise CheckpointError(f"{file}: class {name!r} is not supported{supported(name, ports)}")
     port = ports[name]
     if "quantization_config" in values:
         raise CheckpointError(
@@ -354,7 +304,7 @@ def _component(path: Path, ports: Mapping[str, Port], name: str | None = None) -
 def _part(part: Part, ports: Mapping[str, Port]) -> Component:
     """A network under its original names."""
     if part.class_name not in ports:
-        raise CheckpointError(f"{part.weights.path}: class {part.class_name!r}{_supported(part.class_name, ports)}")
+        raise CheckpointError(f"{part.weights.path}: class {part.class_name!r}{supported(part.class_name, ports)}")
     return _build(str(part.weights.path), part.class_name, ports[part.class_name], part.config, part.weights, part)
 
 
@@ -374,29 +324,6 @@ def _build(
         table = table if part is None else part.table(table, config)
         plan(weights, table, abstract.params)
     return Component(port, config, abstract, weights, table, name)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises
-    ------
-    CheckpointError
-        There is none.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: holds {type(values).__name__}, not a JSON object")
-    return values
-
-
-def _supported(name: Any, known: Any, word: str = "supported") -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} ({word}: {', '.join(known)})"
 
 
 def target_dtype(dtype: Any, mesh: jax.sharding.Mesh | None) -> Any:

@@ -6,7 +6,16 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.mesh import data_mesh, data_size, micro_batches, pad_batch, replicate, shard_batch
+from jaxdiff.mesh import (
+    data_mesh,
+    data_size,
+    micro_batches,
+    pad_batch,
+    parse_mesh,
+    replicate,
+    shard_batch,
+    split_activations,
+)
 
 
 def batches(n, clips_per_device):
@@ -100,3 +109,25 @@ def test_shards_carry_their_partition_on_one_device_too():
     mesh = data_mesh()
     assert shard_batch(np.zeros((4, 2)), mesh).sharding.spec == PartitionSpec("data")
     assert replicate(np.zeros(3), mesh).sharding.spec == PartitionSpec()
+
+
+def test_a_mesh_flag_says_axes_and_sizes_and_everything_else_is_refused():
+    (device,) = jax.devices()
+    assert parse_mesh("auto", [device]) is None
+    assert dict(parse_mesh("auto", [device] * 2).shape) == {"data": 2}
+    assert dict(parse_mesh("fsdp=2", [device] * 2).shape) == {"data": 1, "fsdp": 2}
+    assert dict(parse_mesh("data=2,fsdp=3,tensor=2", [device] * 12).shape) == {"data": 2, "fsdp": 3, "tensor": 2}
+    for text in ("data", "data=x", "rows=2", "data=1,data=2", "fsdp=0", ""):
+        with pytest.raises(ConfigError, match="is no axis and size"):
+            parse_mesh(text, [device])
+    with pytest.raises(ConfigError, match="is for 4 devices, and there are 1"):
+        parse_mesh("data=2,fsdp=2", [device])
+
+
+def test_activations_are_split_where_weights_are_and_nowhere_else():
+    x = np.zeros((2, 3), np.float32)
+    for text, found in (("data=1,fsdp=1", True), ("data=1", False)):
+        with jax.sharding.use_abstract_mesh(parse_mesh(text).abstract_mesh):
+            program = "".join(str(jax.make_jaxpr(split_activations)(x)).split())
+        assert ("spec=P(('data','fsdp')" in program) == found, program
+    assert split_activations(x) is x

@@ -16,7 +16,7 @@ CORE = {
     "jax", "flax", "optax", "orbax-checkpoint", "numpy", "einops", "tensorstore", "chex", "absl-py",
     "ml-collections", "safetensors", "av", "grain", "matplotlib", "rich",
 }  # fmt: skip
-EXTRAS = {"cuda12", "cuda13", "tpu", "test", "parity", "dev"}
+EXTRAS = {"cuda12", "cuda13", "tpu", "diffphy", "test", "parity", "dev"}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,12 @@ def test_dependencies_and_extras_are_the_documented_ones(metadata):
 def test_every_library_that_the_packages_import_is_a_declared_dependency():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {canonical(requirement) for requirement in declared}
-    apart = {("ports/torch_process.py", "torch")}  # of the parity extra, in a process of its own
+    planner = "jaxdiff/physics/planner.py"
+    apart = {
+        ("ports/torch_process.py", "torch"),  # of the parity extra, in a process of its own
+        (planner, "openai"),  # of the extra diffphy, for language models only
+        (planner, "jsonschema"),
+    }
     distributions = packages_distributions()
     found = [
         f"{path.relative_to(ROOT)}:{item.line} imports {lib}"

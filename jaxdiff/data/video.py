@@ -73,6 +73,22 @@ def _long_enough(path: Path, info: VideoInfo, min_frames: int) -> VideoInfo:
     return info
 
 
+def frames_at(path: Path, info: VideoInfo, frames: int, fps: float) -> np.ndarray:
+    """The `frames` frames from a clip's start that are nearest to `fps` a second, int64 `[frames]`.
+
+    Raises
+    ------
+    MissingDataError
+        If the clip knows no rate, or a lower one, or is too short.
+    """
+    if info.fps is None or info.fps < 0.99 * fps:  # 23.976 is called 24
+        known = "no rate" if info.fps is None else f"{info.fps:g} frames a second"
+        raise MissingDataError(f"{path}: the clip has {known}, and {fps:g} frames a second are to be taken.")
+    at = np.rint(np.arange(frames) * max(info.fps / fps, 1.0)).astype(np.int64)
+    _long_enough(path, info, int(at[-1]) + 1)
+    return at
+
+
 def read_video(
     path: str | Path,
     frames: int | None = None,
@@ -81,6 +97,7 @@ def read_video(
     *,
     stride: int = 1,
     min_frames: int = 1,
+    fps: float | None = None,
 ) -> np.ndarray:
     """Read one clip.
 
@@ -94,6 +111,8 @@ def read_video(
         Picture size: see `resize` (short side to `size`, centre crop). None keeps the clip's own.
     min_frames : int
         A clip with fewer frames of its own is an error instead of being padded.
+    fps : float, optional
+        Take `frames` frames from the start at this rate, in the place of `sampling`; see `frames_at`.
 
     Returns
     -------
@@ -107,7 +126,10 @@ def read_video(
     """
     path = Path(path)
     source = open_clip(path)
-    wanted = frame_indices(_long_enough(path, source.info, min_frames).frames, frames, sampling, stride)
+    if fps is not None and frames is not None:
+        wanted = frames_at(path, source.info, frames, fps)
+    else:
+        wanted = frame_indices(_long_enough(path, source.info, min_frames).frames, frames, sampling, stride)
     try:
         pictures = source.read(wanted.tolist(), size)
         return np.stack([pictures[int(i)] for i in wanted])
@@ -117,12 +139,17 @@ def read_video(
         raise MissingDataError(f"{path}: the clip cannot be read: {error}.") from error
 
 
-def check_videos(paths: Iterable[str | Path], min_frames: int = 1) -> dict[Path, str]:
-    """Look at all clips without decoding them, before anything slow starts: the unreadable ones and why."""
+def check_videos(
+    paths: Iterable[str | Path], min_frames: int = 1, *, frames: int | None = None, fps: float | None = None
+) -> dict[Path, str]:
+    """Look at all clips without decoding them, before anything slow starts: the unreadable ones and why. With `frames` and
+    `fps`, also those that are not long or fast enough for that."""
     bad = {}
     for path in map(Path, paths):
         try:
-            video_info(path, min_frames)
+            info = video_info(path, min_frames)
+            if frames is not None and fps is not None:
+                frames_at(path, info, frames, fps)
         except MissingDataError as error:
             bad[path] = str(error)
     return bad
@@ -135,7 +162,7 @@ class ClipReader:
     ----------
     paths : sequence of str or Path
         What `read_video` takes.
-    frames, size, sampling, stride, min_frames
+    frames, size, sampling, stride, min_frames, fps
         As for `read_video`.
     skip_bad_clips : bool
         False: the first unreadable clip ends the iteration with its `MissingDataError`. True: it is left out
@@ -162,6 +189,7 @@ class ClipReader:
         sampling: str = "linspace",
         stride: int = 1,
         min_frames: int = 1,
+        fps: float | None = None,
         skip_bad_clips: bool = False,
         ahead: int = 4,
         threads: int = 2,
@@ -175,7 +203,7 @@ class ClipReader:
         self.ahead = max(ahead, 1)
         self.threads = max(1, min(threads, self.ahead))
         self.read = partial(
-            read_video, frames=frames, size=size, sampling=sampling, stride=stride, min_frames=min_frames
+            read_video, frames=frames, size=size, sampling=sampling, stride=stride, min_frames=min_frames, fps=fps
         )
         self.skipped: dict[str, str] = {}
 
@@ -213,6 +241,30 @@ def process_shard() -> tuple[int, int]:
     import jax
 
     return jax.process_index(), jax.process_count()
+
+
+def parse_shard(text: str) -> tuple[int, int] | None:
+    """The shard of a flag: "k/n", "auto" for this process among those of jax.distributed, or nothing for None.
+
+    Raises
+    ------
+    ConfigError
+        If it is not written so, or if there are several processes and nothing says what each is to do.
+    """
+    index, count = process_shard()
+    if text == "auto":
+        return index, count
+    if not text:
+        if count > 1:
+            raise ConfigError(
+                f"this is one of {count} processes of jax.distributed, and they cannot do the same work in one folder: give "
+                "each --shard=auto, and run the command without it afterwards in one process"
+            )
+        return None
+    first, _, every = text.partition("/")
+    if not (first.isdigit() and every.isdigit() and int(first) < int(every)):
+        raise ConfigError(f"--shard={text}: write k/n with k from 0 to n - 1, for example 0/4, or auto")
+    return int(first), int(every)
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 8.0, crf: int = 12) -> Path:

@@ -6,7 +6,7 @@ far a run can be trusted.
 
 from jaxdiff.flow import fidelity
 from jaxdiff.flow.edm import EDM, UniPCKarras
-from jaxdiff.flow.guidance import DynamicGuidance, ExpertGuidance
+from jaxdiff.flow.guidance import DynamicGuidance, ExpertGuidance, Guide
 from jaxdiff.flow.integrate import integrate
 from jaxdiff.flow.inversion import invert, sample
 from jaxdiff.flow.multistep import DPMpp2M, DPMpp2MSDE, UniPC
@@ -42,6 +42,7 @@ __all__ = [
     "ExpertGuidance",
     "FireFlow",
     "FixedPoint",
+    "Guide",
     "Heun",
     "Midpoint",
     "Node",

@@ -1,8 +1,8 @@
-"""Classifier-free guidance as one evaluation of a double batch."""
+"""Classifier-free guidance as one evaluation of a double batch, and what else may change the field: guides."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,56 @@ import numpy as np
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import ConfigError
+from jaxdiff.flow.solvers import SOLVERS, Solver
 
 # What the published pipelines give the unconditional half too: guidance leads away from a text, not from an image.
 SHARED = ("image_latents", "image_embeds", "fps", "extra")
+
+
+class Guide(Protocol):
+    """What `jaxdiff.sample` lets change the field, after the classifier-free mix: a pytree whose weights are leaves.
+
+    A guide whose `scale` is the Python number 0 is no guide: the program is that of plain sampling.
+    """
+
+    def __call__(
+        self, x: jax.Array, velocity: jax.Array, sigma: jax.Array, done: jax.Array, cond: Conditioning
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The guided velocity at a state, and what there is to report of it. Traced, inside the loop over the steps.
+
+        Parameters
+        ----------
+        x, velocity : [B, T', H', W', C] float32, the state and the field's answer in flow coordinates, where the
+            predicted clean latent is ``x - sigma velocity`` whatever the network was trained to predict.
+        sigma : scalar, the state's noise level.
+        done : scalar, the share of the steps that lie behind, 0 at the noise; one value for all evaluations of a step.
+        cond : what the network was told, without the negative half; leaves [B, ...].
+
+        Returns
+        -------
+        velocity : [B, T', H', W', C]
+        metrics : name -> [B]
+        """
+
+
+def acting(guide: Any) -> Any:
+    """`guide`, or None if its scale is known to be 0."""
+    scale = getattr(guide, "scale", None)
+    return None if isinstance(scale, int | float) and scale == 0 else guide
+
+
+def check_solver(solver: Solver) -> None:
+    """Raise a `ConfigError` for a solver that takes no guide."""
+    if not solver.evaluates_start:
+        ways = ", ".join(name for name, other in SOLVERS.items() if other.evaluates_start)
+        raise ConfigError(
+            f"{solver.name} does not evaluate the field where a step starts, as guide= needs; choose {ways}"
+        )
+
+
+def per_clip(cond: Conditioning, batch: int) -> Conditioning:
+    """`cond` with leaves [batch, ...]."""
+    return jax.tree.map(lambda leaf: _per_clip(leaf, batch), cond)
 
 
 @dataclasses.dataclass(frozen=True)

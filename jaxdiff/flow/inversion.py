@@ -89,7 +89,7 @@ def invert(
         checked under a caller's own `jit`, `vmap` or `grad`; look at ``Trajectory.failed_at`` there.
     """
     return _walk(
-        pipeline, latents, cond, None, 1.0, up=True, steps=steps, sigmas=sigmas, start_sigma=start_sigma,
+        pipeline, latents, cond, None, 1.0, None, up=True, steps=steps, sigmas=sigmas, start_sigma=start_sigma,
         solver=solver, taps=taps, capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink,
         key=key, labels=labels,
     )  # fmt: skip
@@ -102,6 +102,7 @@ def sample(
     *,
     guidance_scale: float | Callable = 1.0,
     negative: Conditioning | jax.Array | None = None,
+    guide: guidance.Guide | None = None,
     steps: int = 100,
     sigmas: Any = None,
     solver: str | Solver | None = None,
@@ -123,6 +124,9 @@ def sample(
     negative : conditioning of u, same fields and shapes as `cond`; image, fps and extra are those of `cond` where it
         has none. Both go through the network as one batch of 2B; taps read the conditional rows, edits are handed
         rows (2b, 2b + 1) = (conditional, unconditional) of clip b.
+    guide : changes the mixed field at every evaluation of every step (`jaxdiff.flow.Guide`, for one
+        `jaxdiff.lamo.MotionGuidance`); what it reports of the evaluation at a step's start is in ``Trajectory.metrics``.
+        For solvers that evaluate there: not for `fireflow` and `fixed_point`.
     sigmas : another grid, descending within [0, 1].
     solver : as in `invert`, or "scheduler": the steps of the folder's own scheduler (``pipeline.schedule.solver``),
         for a sample as the published pipeline makes it. Default: "scheduler", and "euler" on a grid of yours.
@@ -144,18 +148,21 @@ def sample(
     if isinstance(solver, str) and solver == "scheduler":
         solver = pipeline.schedule.solver
     return _walk(
-        pipeline, noise, cond, negative, guidance_scale, up=False, steps=steps, sigmas=sigmas, start_sigma=None,
+        pipeline, noise, cond, negative, guidance_scale, guide, up=False, steps=steps, sigmas=sigmas, start_sigma=None,
         solver=solver, taps=taps, capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink,
         key=key, labels=labels,
     )  # fmt: skip
 
 
 def _walk(
-    pipeline, latents, cond, negative, scale, *, up, steps, sigmas, start_sigma, solver, taps, capture_at,
+    pipeline, latents, cond, negative, scale, guide, *, up, steps, sigmas, start_sigma, solver, taps, capture_at,
     capture_sigmas, edits, sink, key, labels,
 ) -> Trajectory:  # fmt: skip
     solver, taps, edits = as_solver(solver), tuple(taps), tuple(edits)
     rounded, stochastic = rounds(labels, solver, up=up), is_stochastic(solver, up=up)
+    guide = guidance.acting(guide)
+    if guide is not None:
+        guidance.check_solver(solver)
     plan = make_plan(
         pipeline.schedule, steps=steps, sigmas=sigmas, tokens=math.prod(np.shape(latents)[1:4]), up=up,
         rounded=rounded, start_sigma=start_sigma, reads=bool(taps), capture_at=capture_at, capture_sigmas=capture_sigmas,
@@ -179,10 +186,10 @@ def _walk(
     _announce(pipeline, latents, cond, taps, plan)
     check_start(latents, plan.sigmas)
 
-    end, captured, failed_at = _run(
+    end, captured, failed_at, metrics = _run(
         pipeline, latents, cond, negative, scale, plan.scanned(), key if edits and edit_keys is None else None, edits, sink,
-        noise_keys, edit_keys, solver=solver, taps=taps, captures=plan.captures,
-        placement=placement_of(pipeline, latents),
+        noise_keys, edit_keys, guide, solver=solver, taps=taps, captures=plan.captures,
+        placement=placement_of((pipeline, guide), latents),
     )  # fmt: skip
     capture_sigmas, capture_labels = plan.captured_places(solver)
     trajectory = Trajectory(
@@ -194,6 +201,7 @@ def _walk(
         failed_at=failed_at,
         evaluations=plan.evaluations(solver),
         labels="scheduler" if rounded else "sigma",
+        metrics=metrics,
     )
     check_end(trajectory)
     return trajectory
@@ -201,21 +209,23 @@ def _walk(
 
 @functools.partial(jax.jit, static_argnames=("solver", "taps", "captures", "placement"))
 def _run(
-    pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, edit_keys, *,
+    pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, edit_keys, guide, *,
     placement: Placement | None, **static,
 ):  # fmt: skip
     """The whole run as one program; see the module's docstring."""
 
     def run(whole, clips):
-        pipeline, scale, scanned, key, edits = whole
+        pipeline, scale, scanned, key, edits, guide = whole
         latents, cond, negative, sink, noise_keys, edit_keys = clips
         key = key if edit_keys is None else edit_keys
-        return _run_clips(pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, **static)
+        return _run_clips(
+            pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, guide, **static
+        )
 
     def out_specs(axis):
-        return PartitionSpec(axis), PartitionSpec(None, None, axis), PartitionSpec(axis)
+        return PartitionSpec(axis), PartitionSpec(None, None, axis), PartitionSpec(axis), PartitionSpec(None, axis)
 
-    whole, clips = (pipeline, scale, scanned, key, edits), (latents, cond, negative, sink, noise_keys, edit_keys)
+    whole, clips = (pipeline, scale, scanned, key, edits, guide), (latents, cond, negative, sink, noise_keys, edit_keys)
     return per_device(run, placement, whole, clips, latents.shape[0], out_specs)
 
 
@@ -230,14 +240,16 @@ def _run_clips(
     edits,
     sink,
     noise_keys,
+    guide,
     *,
     solver,
     taps,
     captures: Captures,
 ):
-    """End state [B, ...], captures {name: [captured, rows, B, ...]} and the failing step [B]."""
-    batch = latents.shape[0]
+    """End state [B, ...], captures {name: [captured, rows, B, ...]}, failing step [B], metrics {name: [steps, B]}."""
+    batch, steps = latents.shape[0], len(scanned[1])
     both = None if negative is None else guidance.pair(cond, negative, batch)
+    told = cond if guide is None else guidance.per_clip(cond, batch)
     if both is not None and key is not None and is_batched(key):
         key = guidance.double(key)
 
@@ -251,6 +263,15 @@ def _run_clips(
         velocity, captured = ask(guidance.double(x), cond=both)
         captured = {name: guidance.halves(value, axis=1)[0] for name, value in captured.items()}
         return guidance.mix(velocity, scale), captured
+
+    def led(x, velocity, node: Node, number):
+        """What the guide makes of the field's answer in step `number`, and what it reports."""
+        if guide is None:
+            return velocity, {}
+        velocity, metrics = guide(x, velocity, node.sigma, number / steps, told)
+        if told.image_latents is not None:  # frames that an image fixes are not the guide's
+            velocity = pipeline.family.hold(velocity, x, node.sigma, told)
+        return velocity, metrics
 
     def record(buffers, captured, slot):
         if sink is not None:
@@ -284,14 +305,18 @@ def _run_clips(
         step_key = None if key is None else _fold_in(key, number)
         if noise_keys is not None:
             step = step._replace(noise=jax.vmap(white_noise, (0, None, 0))(noise_keys, number, x))
+        node, metrics = solver.start_node(step), {}
 
         def velocity(x, sigma, label):
-            return evaluate(x, Node(sigma, label), scale, step_key)[0]
+            node = Node(sigma, label)
+            return led(x, evaluate(x, node, scale, step_key)[0], node, number)[0]
 
-        start, buffers = read(x, solver.start_node(step), scale, step_key, slot, buffers, needed=solver.evaluates_start)
+        start, buffers = read(x, node, scale, step_key, slot, buffers, needed=solver.evaluates_start)
+        if solver.evaluates_start:
+            start, metrics = led(x, start, node, number)
         x, memory = solver.step(velocity, x, start, step, memory)
         bad = ~jnp.isfinite(x).all(range(1, x.ndim))
-        return (x, memory, buffers, jnp.where((failed_at < 0) & bad, number, failed_at)), None
+        return (x, memory, buffers, jnp.where((failed_at < 0) & bad, number, failed_at)), metrics
 
     first = jax.tree.map(lambda leaf: leaf[0], scanned[0])
     last = jax.tree.map(lambda leaf: leaf[-1], scanned[0])
@@ -303,12 +328,12 @@ def _run_clips(
         buffers = {name: jnp.zeros((captures.count, *shape.shape), shape.dtype) for name, shape in shapes.items()}
     memory = solver.init(lambda x, *node: evaluate(x, Node(*node), first_scale, first_key)[0], latents, first)
     carry = (latents, memory, buffers, jnp.full(batch, -1, jnp.int32))
-    (x, _, buffers, failed_at), _ = jax.lax.scan(body, carry, (scanned, scales))
+    (x, _, buffers, failed_at), metrics = jax.lax.scan(body, carry, (scanned, scales))
     if captures.end:
-        last_key = None if key is None else _fold_in(key, len(scanned[1]))
+        last_key = None if key is None else _fold_in(key, steps)
         captured = evaluate(x, last.end, last_scale, last_key, taps)[1]
         buffers = record(buffers, captured, jnp.int32(captures.count - 1))
-    return x, buffers, failed_at
+    return x, buffers, failed_at, metrics
 
 
 def _fold_in(key: jax.Array, number) -> jax.Array:

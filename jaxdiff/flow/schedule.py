@@ -145,6 +145,18 @@ class Schedule(abc.ABC):
         """``dx / dsigma`` at the state x, float32, from what the network made of it; arguments as in `to_network`."""
         return output.astype(jnp.float32)
 
+    def target(self, clean: jax.Array, noise: jax.Array, sigma: Any) -> jax.Array:
+        """What the network would say if it were right, float32: `velocity` of it is ``noise - clean``.
+
+        A training loss is the mean square distance of the network's output to it, in the network's own parametrisation.
+
+        Parameters
+        ----------
+        clean, noise : [B, T', H', W', C]; the state is ``(1 - sigma) clean + sigma noise``
+        sigma : scalar or [B]
+        """
+        return noise.astype(jnp.float32) - clean.astype(jnp.float32)
+
     @abc.abstractmethod
     def rounded(self, sigmas) -> np.ndarray:
         """Labels whose `timestep` is the one that the scheduler itself would send at `sigmas`.
@@ -162,6 +174,10 @@ class Schedule(abc.ABC):
     @abc.abstractmethod
     def _sampler_sigmas(self, steps: int, tokens: int | None) -> np.ndarray:
         """The grid without its final 0, float64 [steps]."""
+
+    def shift_ratio(self, tokens: int) -> float:
+        """k of the time shift, for latents of T' H' W' = `tokens` positions."""
+        return self.shift
 
     def _shifted(self, s):
         return self.shift * s / (1 + (self.shift - 1) * s)
@@ -324,8 +340,7 @@ class FlowMatchEuler(Schedule):
             high, low = (float(end) * self.num_train_timesteps for end in ends)
             sigmas = np.linspace(high, low, steps) / self.num_train_timesteps
         if self.use_dynamic_shifting:
-            mu = self._mu(tokens)
-            e = math.exp(mu) if self.time_shift_type == "exponential" else mu
+            e = self.shift_ratio(tokens)
             sigmas = e / (e + (1 / sigmas - 1))
         else:
             sigmas = self._shifted(sigmas)
@@ -335,6 +350,13 @@ class FlowMatchEuler(Schedule):
             rest = 1 - sigmas
             sigmas = 1 - rest / (rest[-1] / (1 - self.shift_terminal))
         return sigmas.astype(np.float64)
+
+    def shift_ratio(self, tokens):
+        """k of the time shift; where it is dynamic, ``exp(mu)`` or mu of so many tokens."""
+        if not self.use_dynamic_shifting:
+            return self.shift
+        mu = self._mu(tokens)
+        return math.exp(mu) if self.time_shift_type == "exponential" else mu
 
     def _mu(self, tokens: int | None) -> float:
         if tokens is None:

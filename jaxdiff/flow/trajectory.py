@@ -14,7 +14,7 @@ from jaxdiff.errors import NonFiniteError
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["latents", "sigmas", "captured", "capture_sigmas", "capture_labels", "failed_at"],
+    data_fields=["latents", "sigmas", "captured", "capture_sigmas", "capture_labels", "failed_at", "metrics"],
     meta_fields=["evaluations", "labels"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Trajectory:
     failed_at : int32 [B], the step whose result was first not finite, -1 for none.
     evaluations : forward passes of the network, those made only to read it included.
     labels : "sigma" or "scheduler", whose timesteps the network was told.
+    metrics : name -> [steps, B], what a guide reported of every step; empty without one.
     """
 
     latents: jax.Array
@@ -41,6 +42,7 @@ class Trajectory:
     failed_at: jax.Array
     evaluations: int
     labels: str
+    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
     def start_sigma(self) -> float:

@@ -108,6 +108,11 @@ class VariancePreserving(Schedule):
         sigma, norm = _norm(x, sigma)
         return (2 * sigma - 1) * norm * norm * x.astype(jnp.float32) + norm * output.astype(jnp.float32)
 
+    def target(self, clean, noise, sigma):
+        """``v = alpha noise - s clean = n ((1 - sigma) noise - sigma clean)``, float32."""
+        sigma, norm = _norm(noise, sigma)
+        return norm * ((1 - sigma) * noise.astype(jnp.float32) - sigma * clean.astype(jnp.float32))
+
     def _sampler_sigmas(self, steps, tokens):
         if steps > self.num_train_timesteps:
             raise ConfigError(f"{steps} steps are more than the {self.num_train_timesteps} timesteps of this schedule")

@@ -8,8 +8,20 @@
 (1, 4, 5, 5)
 """
 
-from jaxdiff.kernels.attention import Between, attention, attention_with_frame_map
+from jaxdiff.kernels.attention import Between, attention, compiling_for
 from jaxdiff.kernels.convolution import conv2d
+from jaxdiff.kernels.frame_map import attention_with_frame_map, frame_attention_map, sampled_frame_attention_map
 from jaxdiff.kernels.rope import rope_3d, rotate_halves, rotate_pairs
 
-__all__ = ["Between", "attention", "attention_with_frame_map", "conv2d", "rope_3d", "rotate_halves", "rotate_pairs"]
+__all__ = [
+    "Between",
+    "attention",
+    "attention_with_frame_map",
+    "compiling_for",
+    "conv2d",
+    "frame_attention_map",
+    "rope_3d",
+    "rotate_halves",
+    "rotate_pairs",
+    "sampled_frame_attention_map",
+]

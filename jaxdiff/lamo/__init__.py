@@ -9,8 +9,15 @@ weights, the bounded form of the guidance, and its calibration.
 
 from jaxdiff.lamo.drift_loss import DriftLoss, predicted_clean, signal_share
 from jaxdiff.lamo.guidance import MotionGuidance
+from jaxdiff.lamo.heatmaps import MotionMaps, motion_maps
 from jaxdiff.lamo.motion import differences, macro_drift, regular_pairs
-from jaxdiff.lamo.motion_field import FieldLoss, MotionField, MotionFieldConfig
+from jaxdiff.lamo.motion_field import (
+    FieldLoss,
+    MotionField,
+    MotionFieldConfig,
+    load_motion_field,
+    save_motion_field,
+)
 
 __all__ = [
     "DriftLoss",
@@ -18,9 +25,13 @@ __all__ = [
     "MotionField",
     "MotionFieldConfig",
     "MotionGuidance",
+    "MotionMaps",
     "differences",
+    "load_motion_field",
     "macro_drift",
+    "motion_maps",
     "predicted_clean",
     "regular_pairs",
+    "save_motion_field",
     "signal_share",
 ]

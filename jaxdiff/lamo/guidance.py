@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import ConfigError
@@ -18,6 +19,7 @@ from jaxdiff.lamo.motion import differences
 from jaxdiff.models.network import Network
 
 LARGEST = 100.0  # bound of sigma / (1 - sigma), which is infinite at pure noise
+FAINT = 1e-20  # a scale that changes no float32 velocity, by a program that every other scale runs too
 
 
 @functools.partial(
@@ -31,7 +33,8 @@ class MotionGuidance:
     ----------
     field : a trained `MotionField`.
     scale : lambda_g. What a value does depends on how the energy is summed, so numbers of other codes (15 in the official
-        README, 25 in third-party notes) mean nothing here: choose it by the relative change that is logged.
+        README, 25 in third-party notes) mean nothing here: choose it by the relative change that is logged, see
+        `calibrated`. The Python number 0 compiles to plain sampling.
     space : "noise": the gradient is taken with respect to the noise prediction, as published; then
         ``d = sigma / (1 - sigma)^2`` and the clean latent moves by ``-scale (sigma / (1 - sigma))^2 g``, which grows without
         bound towards pure noise. "velocity": with respect to the velocity; ``d = sigma`` and ``-scale sigma^2 g``, bounded.
@@ -51,6 +54,20 @@ class MotionGuidance:
         if not 0.0 <= self.share <= 1.0:
             raise ConfigError(f"share={self.share} is a share of the steps, between 0 and 1")
 
+    def check(self, frames: int, channels: int, text_dim: int) -> None:
+        """Raise a `ConfigError` unless the field is one of latents of so many channels and frames and of such prompts."""
+        config = self.field.config
+        if (config.channels, config.text_dim) != (channels, text_dim):
+            raise ConfigError(
+                f"the motion field was made for latents of {config.channels} channels and text embeddings of "
+                f"{config.text_dim}, but the model has {channels} and {text_dim}: it belongs to another model"
+            )
+        if frames <= config.lag:
+            raise ConfigError(
+                f"{frames} latent frames have no two that are {config.lag} apart, which is what the motion field "
+                f"describes; at least {config.lag + 1} are needed: sample longer videos"
+            )
+
     def energy(self, clean: jax.Array, cond: Conditioning) -> jax.Array:
         """``mean_i |z_i + f(z_i, c) - z_{i + lag}|^2``, summed over channels and positions: [B].
 
@@ -58,6 +75,7 @@ class MotionGuidance:
         ----------
         clean : [B, T', H', W', C] float32.
         """
+        self.check(clean.shape[1], clean.shape[-1], cond.text.shape[-1])
         lag = self.field.config.lag
         expected = self.field(clean[:, :-lag], cond.text, cond.text_mask)
         return jnp.square(expected - differences(clean, lag)).sum((2, 3, 4)).mean(1)
@@ -89,6 +107,39 @@ class MotionGuidance:
         rms = jnp.sqrt(jnp.mean(jnp.square(clean), (1, 2, 3, 4)))
         change = jnp.abs(on) * move * size / jnp.maximum(rms, 1e-12)
         return velocity + on * add * gradient, {"energy": energy, "change": change}
+
+    def faint(self) -> "MotionGuidance":
+        """This guide with a scale that leaves a sample as it is, and whose "change" is all the same that of the scale."""
+        return dataclasses.replace(self, scale=FAINT)
+
+    def calibrated(self, change: float, measured: np.ndarray | jax.Array) -> "MotionGuidance":
+        """This guide with the scale that changes the predicted clean latent by `change` on average, over guided steps.
+
+        At a given state the change is linear in the scale, so that a plain sample, made with the guide `faint`, tells the
+        scale. The states of a guided sample are others, and what it logs differs a little.
+
+        Parameters
+        ----------
+        change : wanted, relative: 0.005 for half a per cent.
+        measured : [steps, B], the metric "change" of samples that this guide, with its scale, guided.
+
+        Raises
+        ------
+        ConfigError : `change` is not positive, or the guide would have changed nothing, whatever its scale.
+        """
+        if not change > 0:
+            raise ConfigError(
+                f"change={change} must be positive: it is what the guidance does to the predicted clean latent"
+            )
+        steps = len(measured)
+        guided = np.asarray(measured, np.float64)[np.arange(steps, dtype=np.float32) / steps >= 1.0 - self.share]
+        mean = guided.mean() if guided.size else 0.0
+        if not (np.isfinite(mean) and mean > 0):
+            raise ConfigError(
+                f"the guidance changed the {len(guided)} guided of {steps} steps by {mean} on average: there is nothing to "
+                "calibrate (a scale of 0, a share of 0, or latents that lie where the field wants them)"
+            )
+        return dataclasses.replace(self, scale=float(self.scale) * change / float(mean))
 
 
 def _value_and_grad(energy, clean, cond):

@@ -6,6 +6,7 @@ parameters); widths and depth are ours.
 """
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import nnx
 from jaxdiff.errors import ConfigError
 from jaxdiff.lamo.motion import LAG, differences
 from jaxdiff.models.convolutions import Conv2d
-from jaxdiff.models.layers import ConfigFromDict, Linear
+from jaxdiff.models.layers import ConfigFromDict, GroupNorm, Linear
 from jaxdiff.models.network import Network
 
 SAME = (1, 1)
@@ -58,39 +59,24 @@ class MotionFieldConfig(ConfigFromDict):
         return cls(channels, text_dim, width=48, blocks=3, groups=8, condition_width=48, squeeze=4)
 
 
-class GroupNorm(nnx.Module):
-    """Group norm of frames [N, H, W, C], statistics over positions and the channels of a group, in float32."""
-
-    def __init__(self, width: int, groups: int):
-        self.groups = groups
-        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
-        mean = grouped.mean((1, 2, 4), keepdims=True)
-        variance = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
-        y = ((grouped - mean) * jax.lax.rsqrt(variance + EPS)).reshape(x.shape)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
 class Block(nnx.Module):
     """norm, FiLM, convolution, ReLU, norm, convolution, ReLU, squeeze-excitation, added to what came in."""
 
     def __init__(self, config: MotionFieldConfig, *, rngs: nnx.Rngs):
         width, narrow = config.width, config.width // config.squeeze
-        self.norm_in, self.norm_mid = GroupNorm(width, config.groups), GroupNorm(width, config.groups)
+        self.norm_in, self.norm_mid = GroupNorm(width, config.groups, EPS), GroupNorm(width, config.groups, EPS)
         self.conv_in = Conv2d(width, width, 3, padding=SAME, rngs=rngs)
         self.conv_out = Conv2d(width, width, 3, padding=SAME, rngs=rngs)
         self.film = _zero(Linear(config.condition_width, 2 * width, rngs=rngs))
         self.squeeze, self.excite = Linear(width, narrow, rngs=rngs), Linear(narrow, width, rngs=rngs)
 
     def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:
-        scale, shift = jnp.split(self.film(condition)[:, None, None], 2, -1)
+        """Frames [N, 1, H, W, width], each with its condition [N, 1, 1, 1, condition_width]."""
+        scale, shift = jnp.split(self.film(condition), 2, -1)
         y = self.norm_in(x) * (1.0 + scale) + shift
-        y = jax.nn.relu(self.conv_in(y[:, None])[:, 0])
-        y = jax.nn.relu(self.conv_out(self.norm_mid(y)[:, None])[:, 0])
-        gate = jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(y.mean((1, 2))))))
-        return x + y * gate[:, None, None]
+        y = jax.nn.relu(self.conv_in(y))
+        y = jax.nn.relu(self.conv_out(self.norm_mid(y)))
+        return x + y * jax.nn.sigmoid(self.excite(jax.nn.relu(self.squeeze(y.mean((2, 3), keepdims=True)))))
 
 
 class MotionField(nnx.Module):
@@ -102,7 +88,7 @@ class MotionField(nnx.Module):
         self.null = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.condition_width,)))
         self.conv_in = Conv2d(config.channels, config.width, 3, padding=SAME, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.blocks)])
-        self.norm_out = GroupNorm(config.width, config.groups)
+        self.norm_out = GroupNorm(config.width, config.groups, EPS)
         self.conv_out = _zero(Conv2d(config.width, config.channels, 3, padding=SAME, rngs=rngs))
 
     def __call__(
@@ -117,8 +103,8 @@ class MotionField(nnx.Module):
         Parameters
         ----------
         frames : [B, T', H', W', C], clean latent frames; each is seen alone.
-        text : [B, N, text_dim], embeddings of the prompt, averaged over tokens; None: the null condition.
-        text_mask : bool [B, N], the tokens that count.
+        text : [B or 1, N, text_dim], embeddings of the prompt, averaged over tokens; None: the null condition.
+        text_mask : bool [B or 1, N], the tokens that count.
         told : bool [B], where False the null condition stands in for the prompt (dropout in training).
 
         Returns
@@ -132,12 +118,32 @@ class MotionField(nnx.Module):
             pooled = jnp.einsum("bn,bnd->bd", weights, text.astype(jnp.float32), precision="highest")
             pooled = jax.nn.silu(self.embed(pooled / jnp.maximum(weights.sum(1, keepdims=True), 1.0)))
             condition = pooled if told is None else jnp.where(told[:, None], pooled, condition)
-        condition = jnp.repeat(condition, count, 0)
-        x = frames.reshape(-1, 1, *frames.shape[2:]).astype(jnp.float32)
-        x = self.conv_in(x)[:, 0]
+        condition = jnp.broadcast_to(condition, (batch, condition.shape[-1]))  # one prompt may serve all clips
+        condition = jnp.repeat(condition, count, 0)[:, None, None, None]
+        x = self.conv_in(frames.reshape(-1, 1, *frames.shape[2:]).astype(jnp.float32))
         for block in self.blocks:
             x = block(x, condition)
-        return self.conv_out(jax.nn.relu(self.norm_out(x))[:, None]).reshape(frames.shape)
+        return self.conv_out(jax.nn.relu(self.norm_out(x))).reshape(frames.shape)
+
+
+def save_motion_field(network: Network, folder: str | Path) -> Path:
+    """Write a motion field as a folder, config.json and model.safetensors; returns the folder."""
+    from ports.motion_field import save  # against the grain, as in `jaxdiff.load`
+
+    return save(network, folder)
+
+
+def load_motion_field(folder: str | Path) -> Network:
+    """A motion field from the folder that `save_motion_field` or `experiments.train_motion_field` wrote, in float32.
+
+    Raises
+    ------
+    CheckpointError : no such folder, or its tensors do not fit.
+    ConfigError : a configuration key that this version does not know.
+    """
+    from ports.motion_field import load
+
+    return load(folder)
 
 
 def _zero(layer):

@@ -104,6 +104,15 @@ def upsampled_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     sums = jnp.asarray([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)  # [parity, tap of 2, tap of 3]
     kernel = jnp.einsum("pra,qsb,abio->rsipqo", sums, sums, kernel, precision=jax.lax.Precision.HIGHEST)
+    return doubled_conv2d(x, kernel)
+
+
+def doubled_conv2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Images of twice the height and width, each parity of row and column with its own 2x2 kernel: a transposed convolution.
+
+    Kernel [2, 2, in, 2, 2, out]: taps, input, parities, output. An even row i meets the rows ``i/2 - 1`` and ``i/2`` of the
+    input, an odd one ``(i - 1)/2`` and ``(i + 1)/2``, columns likewise; [N, H, W, in] -> [N, 2H, 2W, out].
+    """
     batch, height, width, inputs = x.shape
     y = conv2d(x, kernel.reshape(2, 2, inputs, -1), 1, ((1, 1), (1, 1)))  # [N, H + 1, W + 1, 4 out]
     y = y.reshape(batch, height + 1, width + 1, 2, 2, -1)

@@ -6,6 +6,7 @@ precision on every backend), norms and time embeddings compute in float32.
 
 import dataclasses
 import difflib
+import functools
 import math
 from typing import Any, Self
 
@@ -16,8 +17,49 @@ from flax import nnx
 from jaxdiff.errors import ConfigError
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["kernel", "down", "up"], meta_fields=["scale"])
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """A kernel with an adapter beside it, in the place of the kernel: ``kernel + scale down up`` (LoRA, arXiv 2106.09685).
+
+    It is applied factor by factor. A sum in bfloat16 would round small adapters away, and its gradient would be as large
+    as the kernel.
+
+    Parameters
+    ----------
+    kernel : [in, out], or [L, in, out] for stacked blocks.
+    down, up : [in, r] and [r, out], or [L, ...]; cast to the kernel's dtype where they are used.
+    scale : alpha / r.
+    """
+
+    kernel: jax.Array
+    down: jax.Array
+    up: jax.Array
+    scale: float
+
+    def __getitem__(self, index) -> "LowRank":
+        """Itself: as `nnx.Param` reads a whole array, ``param[...]``."""
+        return self
+
+    @property
+    def dtype(self):
+        return self.kernel.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kernel.shape
+
+    def merged(self) -> jax.Array:
+        """The sum, formed in float32, in the kernel's dtype."""
+        product = jnp.matmul(*(x.astype(jnp.float32) for x in (self.down, self.up)), precision="highest")
+        return (self.kernel.astype(jnp.float32) + self.scale * product).astype(self.kernel.dtype)
+
+
 class Linear(nnx.Module):
-    """``x @ kernel + bias``: kernel [in, out], bias [out]; input [..., in] is cast to the kernel's dtype."""
+    """``x @ kernel + bias``: kernel [in, out], bias [out]; input [..., in] is cast to the kernel's dtype.
+
+    The kernel may be a `LowRank`.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs, init=None):
         init = init or jax.nn.initializers.xavier_uniform()
@@ -26,7 +68,15 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
-        y = jnp.matmul(x.astype(kernel.dtype), kernel, precision=matmul_precision(kernel.dtype))
+        dot = functools.partial(jnp.matmul, precision=matmul_precision(kernel.dtype))
+        x = x.astype(kernel.dtype)
+        if isinstance(kernel, LowRank):
+            down, up = kernel.down.astype(kernel.dtype), kernel.up.astype(kernel.dtype)
+            dot = functools.partial(dot, preferred_element_type=jnp.float32)  # rounded once, as a sum
+            narrow = (dot(x, down) * kernel.scale).astype(kernel.dtype)
+            y = (dot(x, kernel.kernel) + dot(narrow, up)).astype(kernel.dtype)
+        else:
+            y = dot(x, kernel)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
@@ -59,6 +109,25 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
         return (y if self.scale is None else y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Normalise over all axes between the first and the last and the channels of a group, in float32: same dtype as x.
+
+    Of [B, T, H, W, C] the frames of a clip have one mean and one variance; with one frame to a row, each its own.
+    """
+
+    def __init__(self, width: int, groups: int, eps: float):
+        self.groups, self.eps = groups, eps
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        y = y - y.mean((1, 3), keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), (1, 3), keepdims=True) + self.eps)
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
 class MLP(nnx.Module):

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from jaxdiff.mesh import split_activations
 from jaxdiff.taps import Reader
 
 Params = dict[str, Any]
@@ -56,6 +59,16 @@ class Network:
         return dataclasses.replace(self, params=params)
 
 
+def fingerprint(network: Network) -> str:
+    """SHA-256 of a network's class, configuration and weights, in hexadecimal: equal for networks that compute the same."""
+    digest = hashlib.sha256(f"{network.module.__name__} {network.config}".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(network.params):
+        host = np.asarray(leaf)
+        digest.update(f"\0{jax.tree_util.keystr(path)} {host.dtype} {host.shape}\0".encode())
+        digest.update(host.tobytes())
+    return digest.hexdigest()
+
+
 def cast(params: Params, dtype) -> Params:
     """Floating-point leaves in `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -95,7 +108,7 @@ def scan(run, blocks: nnx.Module, x: Any, reader: Reader, *, remat: bool = False
 
     def one(x, params, per_block):
         tap = reader.block(per_block)
-        return run(nnx.merge(graphdef, params), x, tap), tap.readings
+        return run(nnx.merge(graphdef, params), split_activations(x), tap), tap.readings
 
     def body(carry, scanned):
         x, buffers = carry

@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxdiff.report import claims, quality
+from jaxdiff.report import claims, quality, scores
 from jaxdiff.report.page import CSS, details, esc, table
 from jaxdiff.report.study import Study, sentence
+from jaxdiff.report.words import further
 from jaxdiff.workdir import write_atomic
 
 LIMIT = 20_000_000  # bytes of the whole file
@@ -39,6 +40,8 @@ def render(study: Study) -> str:
             ("Result", claims.result(study)),
             ("Where in the network, and at which noise level", claims.grids(study)),
             (claims.depth_title(study), claims.depth(study)),
+            ("Scores", scores.section(study.scores, scores.SCORES)),
+            ("Differences", scores.section(study.differences, scores.DIFFERENCES, zero=True)),
             ("By category", claims.categories(study)),
             ("The published protocol and the corrected one", claims.protocols(study)),
             ("Every run", claims.replicates(study)),
@@ -48,6 +51,7 @@ def render(study: Study) -> str:
             ("How well the inversion did", quality.fidelity(study.fidelity)),
             ("Attention between frames", quality.attention(study)),
             ("Clips", quality.clips(study.clips)),
+            ("Samples", scores.gallery(study.gallery)),
             ("Skipped clips", _skipped(study)),
             ("What the intervals are conditional on", _conditions(study)),
             ("How to run this again", _reproduce(study)),
@@ -60,7 +64,7 @@ def render(study: Study) -> str:
     )
     links = " ".join(f'<a href="#s{i}">{esc(title)}</a>' for i, (title, _) in enumerate(sections, 1))
     facts = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in study.facts.items())
-    finding = sentence(study)
+    finding = " ".join(filter(None, (sentence(study), "" if study.summary else further(study))))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

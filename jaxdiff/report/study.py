@@ -252,6 +252,20 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Clips side by side: uint8 [rows, columns, T, H, W, 3] under the names of `columns`, beside those of `rows`."""
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    clips: np.ndarray
+    fps: float = 8.0
+
+    def __post_init__(self):
+        shape = (len(self.rows), len(self.columns), None, None, None, 3)
+        _shape("Gallery.clips", np.asarray(self.clips), shape)
+
+
+@dataclasses.dataclass(frozen=True)
 class Check:
     """An aim set before the run, and whether it was met. A miss is a result, and is shown as one."""
 
@@ -276,6 +290,7 @@ class Study:
     ("published",
         "corrected"; the order is kept), and by pair of seeds.
     surprise : pairwise accuracy of the denoising loss over sigma, one curve a model.
+    scores, differences : numbers of several methods, one group a number, names as in the first; see `report.scores`.
     skipped : (clip, reason).
     conditional_on : what the intervals are conditional on, one statement each.
     notes : anything a reader must know before believing a number: the data set's rules, a substituted prompt.
@@ -298,6 +313,9 @@ class Study:
     clips: tuple[ClipView, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     panels: tuple[Panel, ...] = ()
+    scores: tuple[Group, ...] = ()
+    differences: tuple[Group, ...] = ()
+    gallery: Gallery | None = None
     tables: tuple[Table, ...] = ()
     conditional_on: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -85,3 +85,15 @@ def strip(source: np.ndarray, reconstruction: np.ndarray, count: int = 8) -> byt
 def data_uri(data: bytes, kind: str = "image/webp") -> str:
     """The bytes as an address that needs no network."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def thumbnail(video: np.ndarray, fps: float, most: int = 24) -> tuple[bytes, bytes]:
+    """One clip [T,H,W,3] as a small animation that takes as long as the clip, and its first, middle and last frame. WebP."""
+    small = _shrink(to_uint8(video))
+    stride = -(-len(small) // most)
+    picks = small[[0, len(small) // 2, -1]]
+    edged = np.pad(picks, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
+    out = io.BytesIO()
+    still = Image.fromarray(np.concatenate(list(edged), axis=1))
+    still.save(out, format="WEBP", lossless=small.shape[1] <= 96, quality=82, method=4)
+    return animation(small[::stride], fps / stride), out.getvalue()

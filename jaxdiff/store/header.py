@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxdiff.errors import ConfigError, MissingDataError
-from jaxdiff.store.index import sync_directory
+from jaxdiff.store.index import Shard, sync_directory
 from jaxdiff.store.layout import Layout
 from jaxdiff.store.writer import describe
 
@@ -75,7 +75,7 @@ def as_json(value: Any, what: str) -> Any:
         raise ConfigError(f"{what} of an activation store must be JSON with finite numbers: {error}") from error
 
 
-def create_folder(path: Path, header: dict[str, Any]) -> None:
+def create_folder(path: Path, header: dict[str, Any], shard: Shard | None = None) -> None:
     """Make the whole empty store beside its place and move it there: it exists completely or not at all.
 
     Raises
@@ -85,7 +85,7 @@ def create_folder(path: Path, header: dict[str, Any]) -> None:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists and is not an activation store: choose another folder")
-    draft = path.with_name(f".{path.name}.creating")
+    draft = path.with_name(f".{path.name}.creating" + ("" if shard is None else f".{shard[0]}"))
     shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed here
     try:
         draft.mkdir(parents=True)
@@ -100,6 +100,8 @@ def create_folder(path: Path, header: dict[str, Any]) -> None:
         sync_directory(path.parent)
     except (OSError, ValueError) as error:  # TensorStore raises ValueError for what the system refuses
         shutil.rmtree(draft, ignore_errors=True)
+        if shard is not None and (path / HEADER).exists():  # another of the processes was quicker
+            return
         raise describe(error, "a new activation store", path, 0) from error
 
 

@@ -15,6 +15,12 @@ from typing import Any
 from jaxdiff.errors import ConfigError, MissingDataError
 
 INDEX = "index.jsonl"
+Shard = tuple[int, int]  # (k, n): the k-th of n processes that write one store at the same time
+
+
+def index_name(shard: Shard | None) -> str:
+    """The file of one writer: each of several processes has its own, and readers take them all together."""
+    return INDEX if shard is None else f"index.{shard[0]}-of-{shard[1]}.jsonl"
 
 
 def sync_directory(path: Path) -> None:
@@ -35,8 +41,8 @@ class Index:
     ConfigError : another process has the store open for writing.
     """
 
-    def __init__(self, folder: Path, *, write: bool) -> None:
-        self.path = folder / INDEX
+    def __init__(self, folder: Path, *, write: bool, name: str = INDEX) -> None:
+        self.path = folder / name
         self._entries: dict[int, dict[str, Any]] = {}
         self._length = 0  # bytes of whole lines read so far
         self._descriptor: int | None = None

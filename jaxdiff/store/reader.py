@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.store.header import layouts_of
-from jaxdiff.store.index import Index
+from jaxdiff.store.index import Index, Shard, index_name
 
 
 class StoreReader:
@@ -21,13 +21,14 @@ class StoreReader:
     Opened for reading, it sees clips that another process commits in the meantime.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, write: bool = False) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], *, write: bool = False, shard: Shard | None = None) -> None:
         self._path = path
         self._header = header
         self._layouts = layouts_of(header)
         self._handles: dict[str, Any] = {}
         self._writable = write
-        self._index = Index(path, write=write)
+        self._index = Index(path, write=write, name=index_name(shard))
+        self._others: dict[str, Index] = {}  # what other writers of the same store have committed
 
     # ------------------------------------------------------------------------------ description
 
@@ -143,7 +144,13 @@ class StoreReader:
     def _entries(self) -> Mapping[int, dict[str, Any]]:
         if not self._writable:
             self._index.refresh()
-        return self._index.entries
+        found = dict(self._index.entries)
+        for file in self._path.glob("index*.jsonl"):
+            if file.name != self._index.path.name:
+                other = self._others.setdefault(file.name, Index(self._path, write=False, name=file.name))
+                other.refresh()
+                found |= other.entries
+        return found
 
     def _damaged(self, name: str, clips: Sequence[int], error: Exception) -> MissingDataError:
         bad = []

@@ -16,6 +16,7 @@ from jaxdiff.errors import ConfigError, StoreWriteError
 from jaxdiff.mesh import DATA, data_mesh, data_size
 from jaxdiff.store.assembly import Assembly
 from jaxdiff.store.header import HEADER, as_json, create_folder, differences, make_header, read_header
+from jaxdiff.store.index import Shard
 from jaxdiff.store.reader import StoreReader
 from jaxdiff.store.sink import Receiver, StoreSink
 from jaxdiff.store.writer import Job, Writer, describe
@@ -52,8 +53,10 @@ class ActivationStore(StoreReader):
     mend the cause, and create it again to continue.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, write: bool = False, **writer: Any) -> None:
-        super().__init__(path, header, write=write)
+    def __init__(
+        self, path: Path, header: dict[str, Any], *, write: bool = False, shard: Shard | None = None, **writer: Any
+    ) -> None:
+        super().__init__(path, header, write=write, shard=shard)
         self._writer = Writer(self._write_job, **writer)
         self._assembly = Assembly(list(self._layouts.values()), self._writer.put)
         self._receiver = Receiver(self._layouts, self._take)
@@ -70,6 +73,7 @@ class ActivationStore(StoreReader):
         names: Sequence[str] | None = None,
         rows: Mapping[str, Sequence[int]] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        shard: Shard | None = None,
         threads: int = 4,
         queue_bytes: int = 256 << 20,
         timeout: float = 120.0,
@@ -87,6 +91,8 @@ class ActivationStore(StoreReader):
         metadata : what else determines or explains the arrays (sigmas, labels, the run's configuration):
         anything
             that JSON can hold, NumPy arrays included. It is part of the configuration.
+        shard : (k, n) for the k-th of n processes that write this store at once, each clips of its own; None where
+            one process writes alone. Not part of the configuration: any other number of them may go on.
         threads, queue_bytes, timeout : see `jaxdiff.store.writer.Writer`; not part of the configuration.
 
         Raises
@@ -100,7 +106,7 @@ class ActivationStore(StoreReader):
         path = Path(path)
         header = make_header(clips, slots, specs, names, rows, metadata)
         if not (path / HEADER).exists():
-            create_folder(path, header)
+            create_folder(path, header, shard)
         stored = read_header(path)
         if different := list(differences(stored, header)):
             more = f"\n  and {len(different) - 20} more" if len(different) > 20 else ""
@@ -110,7 +116,9 @@ class ActivationStore(StoreReader):
                 + more
             )
         try:
-            store = cls(path, stored, write=True, threads=threads, queue_bytes=queue_bytes, timeout=timeout)
+            store = cls(
+                path, stored, write=True, shard=shard, threads=threads, queue_bytes=queue_bytes, timeout=timeout
+            )
         except OSError as error:
             raise describe(error, "the index", path, 0) from error
         try:
@@ -204,11 +212,7 @@ class ActivationStore(StoreReader):
         records = [{}] * len(ids) if records is None else records
         if len(records) != len(ids):
             raise ConfigError(f"{len(records)} records were given for {len(ids)} clip ids")
-        entries = [
-            {"clip": clip, "name": self._name(clip), "record": as_json(record, f"the record of clip {clip}")}
-            for clip, record in zip(ids, records, strict=True)
-            if clip >= 0
-        ]
+        entries = [self._entry(clip, record) for clip, record in zip(ids, records, strict=True) if clip >= 0]
         clips = [entry["clip"] for entry in entries]
         self._wait_for_programs(clips)
         self._writer.drain()
@@ -218,12 +222,19 @@ class ActivationStore(StoreReader):
                 f"{len(missing)} clips cannot be finished: clip {clip} lacks "
                 + ", ".join(f"{count} of {self.slots} slots of {name!r}" for name, count in arrays.items())
             )
-        try:
-            self._index.append(entries)
-        except OSError as error:
-            self._writer.fail(self._failure(error, f"the index entries of clips {clips}"))
-            self.check()
+        self._commit(entries)
         self._assembly.forget(clips)
+
+    def leave_out(self, clip: int, record: Mapping[str, Any]) -> None:
+        """Commit a clip that has no arrays and never will, with a record that says why.
+
+        Raises
+        ------
+        ConfigError : the id is out of range or finished, or the record is not JSON.
+        StoreWriteError : the index cannot be written.
+        """
+        (clip,) = self._valid_ids([clip]).tolist()
+        self._commit([self._entry(clip, record)])
 
     def check(self) -> None:
         """Raise the writers' failure, if there was one: the reason behind a `jax.errors.JaxRuntimeError`."""
@@ -275,6 +286,16 @@ class ActivationStore(StoreReader):
         if done := sorted(self.finished() & set(real)):
             raise ConfigError(f"clips {done} of {self._path} are finished already: leave out finished()")
         return ids
+
+    def _entry(self, clip: int, record: Mapping[str, Any]) -> dict[str, Any]:
+        return {"clip": clip, "name": self._name(clip), "record": as_json(record, f"the record of clip {clip}")}
+
+    def _commit(self, entries: list[dict[str, Any]]) -> None:
+        try:
+            self._index.append(entries)
+        except OSError as error:
+            self._writer.fail(self._failure(error, f"the index entries of clips {[e['clip'] for e in entries]}"))
+            self.check()
 
     def _name(self, clip: int) -> str:
         return self._header["names"][clip]

@@ -21,12 +21,13 @@ from jaxdiff.pipeline import Pipeline, edit_sites
 from jaxdiff.probes import statistics
 from jaxdiff.probes.cross_validation import NestedResult, nested_cross_validate
 from jaxdiff.progress import progress
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import probe_csv, report_run
 from jaxdiff.report.study import Curve, Estimate, Panel, Study, Table
 from jaxdiff.store import ActivationStore
+from jaxdiff.study.batches import Encoded, Prompts
 from jaxdiff.study.features import Features, stored_features
 from jaxdiff.study.finished import Finished, reopen
-from jaxdiff.study.reading import Encoded, Prompts, invert_clips
+from jaxdiff.study.reading import invert_clips
 from jaxdiff.study.results import CHANCE, estimate_json
 from jaxdiff.study.sources import blocks_and_input
 from jaxdiff.taps import MAP_SITE, TEXT_SITE, Edit
@@ -180,12 +181,8 @@ def run_ablation(config: AblationConfig, workdir: Path) -> None:
         probe_csv(workdir / "ablation.csv", csv_rows(uncut, results, readings, cuts, study), COLUMNS)
         work.write_result(result_json(uncut, readings, cuts, study))
         with work.stage("report"):
-            session = work.sessions()[-1]
-            report = dataclasses.replace(
-                report_study(uncut, readings, cuts, study), config=work.config, environment=session,
-                command=" ".join(map(str, session["command"])),
-            )  # fmt: skip
-            write_report(workdir / "report.html", report)
+            report = report_study(uncut, readings, cuts, study)
+            report_run(work, report)
         work.finish(("result.json", "ablation.csv"))
     print(f"{report.summary}\n-> {workdir / 'report.html'}")
 

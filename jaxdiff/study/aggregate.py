@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.probes import statistics
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import probe_csv, report_run
 from jaxdiff.report.study import Curve, Estimate, Grid, Group, Row, Study
 from jaxdiff.study.predictions import FILE, unpack
 from jaxdiff.study.results import (
@@ -24,12 +24,15 @@ from jaxdiff.study.results import (
     checks,
     compared,
     estimate_json,
+    heatmap_order,
 )
+from jaxdiff.study.summary import write_summary
+from jaxdiff.study.together import Statistics, protocols_together
 from jaxdiff.study.two_level import Crossing, two_level
 from jaxdiff.workdir import Workdir
 
 # What may differ between the studies; all else decides what a number means and must be equal.
-FREE = {"model", "structureless", "seed", "world_seed", "data_dir"}
+FREE = {"model", "structureless", "encoders", "seed", "world_seed", "data_dir"}
 COLUMNS = (
     "run",
     "model",
@@ -211,11 +214,12 @@ def spread(runs: Sequence[Run], key: str) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def aggregate(runs: Sequence[Run], seed: int = 0) -> Study:
-    """The report of all runs together."""
+def aggregate(runs: Sequence[Run], seed: int = 0, found: Statistics | None = None) -> Study:
+    """The report of all runs together; `found` are their statistics, where they are known already."""
     pool = Pool(runs, seed)
     first = runs[0]
     keys = first.data["sources"].tolist()
+    found = Statistics.of(runs, keys, seed) if found is None else found
     told = first.result["sources"]
     table = []
     for key in keys:
@@ -228,13 +232,14 @@ def aggregate(runs: Sequence[Run], seed: int = 0) -> Study:
                 told[key]["kind"],
                 pairwise=pool.pairwise(key),
                 gap=None if key == "states" else pool.gap(key),
-                note=f"runs: {100 * low:.1f} to {100 * high:.1f} %",
+                note="; ".join(filter(None, (told[key]["note"], f"runs {100 * low:.1f}–{100 * high:.1f}\u00a0%"))),
             )
         )
     listed = [row.key for row in table if compared(row.key, row.kind)]
     categories = sorted(set(first.data["categories"].tolist()))
     models = [name.removeprefix("surprise.") for name in first.data if name.startswith("surprise.")]
     crossing = pool.crossing
+    drawn = {n[5:]: str(first.data[f"title.{n[5:]}"][1]) for n in first.data if n.startswith("grid.")}
     return Study(
         title=f"Is plausibility linearly decodable? {len(runs)} runs together",
         facts={
@@ -246,13 +251,14 @@ def aggregate(runs: Sequence[Run], seed: int = 0) -> Study:
         rows=tuple(table),
         chance=CHANCE,
         checks=checks(table),
-        grids=tuple(pool.grid(name.removeprefix("grid.")) for name in first.data if name.startswith("grid.")),
+        grids=tuple(pool.grid(key) for key in heatmap_order(drawn)),
         categories=tuple(
             Group(CATEGORY_NAMES.get(c, c), {key: pool.accuracy(key, c) for key in listed}) for c in categories
         ),
-        protocols=_protocols(runs, table),
+        protocols=protocols_together(runs, table),
         replicates=tuple(Group(run.name, {key: run.estimate(key) for key in listed}) for run in runs),
         surprise=tuple(pool.surprise(model) for model in models),
+        tables=found.tables({row.key: row.name for row in table}),
         conditional_on=(
             "the folds and the cells that the inner folds chose",
             "the autoencoder and the settings, which all runs share",
@@ -266,29 +272,7 @@ def aggregate(runs: Sequence[Run], seed: int = 0) -> Study:
     )
 
 
-def _protocols(runs: Sequence[Run], table: Sequence[Row]) -> tuple[Group, ...]:
-    """Means over runs of the published protocol's numbers, beside the corrected ones."""
-    published = [run.result["protocols"].get("published") for run in runs]
-    if not all(published):
-        return ()
-    rows = {row.key: row.estimate for row in table}
-    keys = [key for key in rows if key in published[0]]
-
-    def group(name: str, entry: str, note: str) -> Group:
-        return Group(name, {k: Estimate(float(np.mean([p[k][entry] for p in published]))) for k in keys}, note)
-
-    return (
-        group(
-            "published, best cell", "best",
-            "The cell is chosen on the fold that is reported, which is optimistic; shuffled labels show by how much. "
-            "Mean over runs.",
-        ),
-        group("published, mean of cells", "mean", "The same probes averaged over all cells. Mean over runs."),
-        Group("corrected", {key: rows[key] for key in keys}, "Everything is chosen in inner folds."),
-    )  # fmt: skip
-
-
-def result_json(study: Study, runs: Sequence[Run], crossing: Crossing) -> dict[str, Any]:
+def result_json(study: Study, runs: Sequence[Run], crossing: Crossing, found: Statistics) -> dict[str, Any]:
     """result.json of the runs together; `headline` has the form that a single study's has."""
     result: dict[str, Any] = {
         "headline": study.headline(),
@@ -303,6 +287,7 @@ def result_json(study: Study, runs: Sequence[Run], crossing: Crossing) -> dict[s
                 "run": run.name,
                 "model": run.config["model"],
                 "structureless": run.config["structureless"],
+                "encoders": run.config.get("encoders", []),
                 "world": run.world,
                 "headline": run.result["headline"],
                 "scenes": run.result["scenes"],
@@ -314,6 +299,7 @@ def result_json(study: Study, runs: Sequence[Run], crossing: Crossing) -> dict[s
         "training_seeds": crossing.seeds,
         "worlds": crossing.worlds,
         "intervals": crossing.caveat(),
+        **found.json(),
     }
     if study.surprise:
         result["surprise"] = {}
@@ -357,7 +343,7 @@ def csv_rows(study: Study, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def run_aggregate(studies: Sequence[Path], seed: int, workdir: Path) -> None:
-    """Read the studies, write result.json, aggregate.csv and report.html."""
+    """Read the studies, write result.json, aggregate.csv, report.html and summary.md."""
     runs = read_runs(studies)
     # A study that was run again is another input: the workdir then refuses instead of keeping the old answer.
     digests = {str(folder): hashlib.sha256((folder / "DONE").read_bytes()).hexdigest() for folder in studies}
@@ -365,18 +351,13 @@ def run_aggregate(studies: Sequence[Path], seed: int, workdir: Path) -> None:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
-        study = aggregate(runs, seed)
-        result = result_json(study, runs, Pool(runs, seed).crossing)
+        found = Statistics.of(runs, runs[0].data["sources"].tolist(), seed)
+        study = aggregate(runs, seed, found)
+        result = result_json(study, runs, Pool(runs, seed).crossing, found)
         work.write_result(result)
         probe_csv(workdir / "aggregate.csv", csv_rows(study, runs), COLUMNS)
-        study = dataclasses.replace(
-            study,
-            config=work.config,
-            seeds={"bootstrap": seed},
-            environment=work.sessions()[-1],
-            command=" ".join(map(str, work.sessions()[-1]["command"])),
-        )
-        write_report(workdir / "report.html", study)
+        report_run(work, dataclasses.replace(study, seeds={"bootstrap": seed}))
+        write_summary(work, study, result, studies)
         work.finish(("result.json", "aggregate.csv"))
     for key, entry in result["headline"].items():
         if key != "chance":

@@ -10,9 +10,9 @@ import numpy as np
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import MissingDataError
 from jaxdiff.flow import invert
-from jaxdiff.mesh import data_mesh, data_size, replicate, shard_batch
+from jaxdiff.mesh import data_size, replicate, shard_batch
 from jaxdiff.pipeline import Pipeline
-from jaxdiff.study.reading import continuing
+from jaxdiff.study.batches import continuing, own_mesh
 from jaxdiff.workdir import Workdir, dump_json
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fitting(seconds: float, each: float, least: int) -> int:
 
 def seconds_per_clip(pipeline: Pipeline, cond: Conditioning, config: "StudyConfig") -> float:
     """Time of one inversion, compiled, as the study runs it."""
-    mesh, reading = data_mesh(), config.reading()
+    mesh, reading = own_mesh(), config.reading()
     pipeline, cond = replicate(pipeline, mesh), replicate(cond, mesh)
     clips = reading.clips_per_device * data_size(mesh)
     size = config.size or 32

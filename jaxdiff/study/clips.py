@@ -10,13 +10,14 @@ from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.data.datasets import Dataset, open_dataset
 from jaxdiff.data.listing import listed
-from jaxdiff.data.video import ClipReader, process_shard
+from jaxdiff.data.video import ClipReader
 from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.probes.folds import grouped_folds
 from jaxdiff.progress import progress
-from jaxdiff.study.probing import CLIP_LABELS, MATCHED, NOTES, label_table
-from jaxdiff.study.reading import Prompts, Reading
+from jaxdiff.study.batches import Prompts
+from jaxdiff.study.probing import CLIP_LABELS, GROUPS, MATCHED, NOTES, TARGETS, label_table
+from jaxdiff.study.reading import Reading
 from jaxdiff.workdir import Workdir, dump_json
 
 if TYPE_CHECKING:
@@ -25,17 +26,17 @@ if TYPE_CHECKING:
 
 FILE = "clips.json"  # written once all clips could be read, so that a run that goes on need not look again
 WORLD = "world"
-TARGETS = "targets"  # where a store's metadata holds the numbers of its clips
 THREADS = 8
 AHEAD_OF_ENCODER = 64  # prompts that are embedded in one call
 
 
-def checked_data(work: Workdir, config: "StudyConfig") -> Dataset:
-    """`load_data`, and unless bad clips are left out, every clip of it read once; logged as a stage of the run."""
+def checked_data(work: Workdir, config: "StudyConfig", shard: tuple[int, int] = (0, 1)) -> Dataset:
+    """`load_data`, and unless bad clips are left out, every clip of it (of `shard` (k, n): every n-th from the k-th on) read
+    once; logged as a stage of the run."""
     with work.stage("data"):
         data = load_data(config, work.path, config.scenes)
         if not config.skip_bad_clips:
-            refuse_unreadable(work, data.clips, config.reading(), config.data_dir or work.path / "world")
+            refuse_unreadable(work, data.clips, config.reading(), config.data_dir or work.path / "world", shard)
     return data
 
 
@@ -73,7 +74,9 @@ def _fill_folds(data: Dataset, outer: int, inner: int) -> None:
             raise ConfigError(f"inside outer fold {fold}: {error}") from error
 
 
-def refuse_unreadable(work: Workdir, clips: Sequence[Clip], reading: Reading, where: str | Path) -> None:
+def refuse_unreadable(
+    work: Workdir, clips: Sequence[Clip], reading: Reading, where: str | Path, shard: tuple[int, int] = (0, 1)
+) -> None:
     """Decode every clip once, as it will be read, and raise one error that names all that cannot be.
 
     Decoding costs little beside an inversion, and finds damage that no header shows.
@@ -91,7 +94,7 @@ def refuse_unreadable(work: Workdir, clips: Sequence[Clip], reading: Reading, wh
     threads = min(THREADS, os.cpu_count() or 1)
     reader = ClipReader(
         [clip.path for clip in clips], frames=reading.frames, size=reading.size, sampling=reading.sampling,
-        stride=reading.stride, skip_bad_clips=True, ahead=2 * threads, threads=threads, shard=process_shard(),
+        stride=reading.stride, skip_bad_clips=True, ahead=2 * threads, threads=threads, shard=shard,
     )  # fmt: skip
     with progress("check clips", len(reader)) as task:
         for _ in reader:
@@ -109,7 +112,10 @@ def store_metadata(data: Dataset) -> dict[str, Any]:
     """What a store holds of its clips, so that it can be probed again by itself."""
     found: dict[str, Any] = {}
     if data.measured:
-        found[TARGETS] = {name: values.tolist() for name, values in data.targets.items()}
+        found[TARGETS] = {
+            name: {"unit": data.units[name], "values": values.tolist()} for name, values in data.targets.items()
+        }
+        found[GROUPS] = [clip.group for clip in data.clips]
     else:
         found[CLIP_LABELS] = label_table(data.clips)
     if data.matched != tuple(clip.group for clip in data.clips):

@@ -13,7 +13,7 @@ from jaxdiff.errors import ConfigError
 from jaxdiff.probes import statistics
 from jaxdiff.probes.cross_validation import NESTED
 from jaxdiff.probes.permutation import exchange_test, holm, permutation_test
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import probe_csv, report_run
 from jaxdiff.report.study import Estimate, Grid, Group, Points, Row, Study, Table, percent
 from jaxdiff.study.aggregate import Run, read_run
 from jaxdiff.study.measures import METRICS, estimate_json, p_text
@@ -360,14 +360,7 @@ def run_compare(folders: Sequence[Path], source: str, seed: int, workdir: Path) 
         study, result, lines = compare(models, seed)
         work.write_result(result)
         probe_csv(workdir / "compare.csv", lines, COLUMNS)
-        study = dataclasses.replace(
-            study,
-            config=work.config,
-            seeds={"bootstrap": seed},
-            environment=work.sessions()[-1],
-            command=" ".join(map(str, work.sessions()[-1]["command"])),
-        )
-        write_report(workdir / "report.html", study)
+        report_run(work, dataclasses.replace(study, seeds={"bootstrap": seed}))
         work.finish(("result.json", "compare.csv"))
     print(study.summary)
     print(f"-> {workdir / 'report.html'}")

@@ -14,6 +14,11 @@ from jaxdiff.study.sources import PROMPT, VARIANTS, chosen_controls
 NANO, REAL = "nano", "real"
 
 
+def encoder_name(folder: Path) -> str:
+    """What an encoder is called: its folder, or the run of `experiments.train_encoder` whose `encoder/` it is."""
+    return (folder.parent.name if folder.name == "encoder" else "") or folder.name
+
+
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
     """See the flags of `experiments.study`."""
@@ -80,8 +85,8 @@ class StudyConfig:
                 "--time_budget chooses how many scenes are generated; it needs --dataset=world and its folder"
             )
         chosen_controls(self.controls)
-        if len({folder.name for folder in self.encoders}) < len(self.encoders):
-            raise ConfigError(f"--encoders={','.join(map(str, self.encoders))}: two folders have one name")
+        if len({encoder_name(folder) for folder in self.encoders}) < len(self.encoders):
+            raise ConfigError(f"--encoders={','.join(map(str, self.encoders))}: two encoders have one name")
         if (self.capture_sigmas is None) == (self.capture_at is None):
             raise ConfigError(
                 "a study reads at noise levels (--capture_sigmas) or at steps (--capture_at), one of them"

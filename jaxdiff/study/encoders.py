@@ -13,8 +13,9 @@ from jaxdiff.data.clip import Clip
 from jaxdiff.encoder import Encoder
 from jaxdiff.errors import ConfigError
 from jaxdiff.flow.placement import Placement, per_device
-from jaxdiff.mesh import DATA, data_mesh, micro_batches, replicate, shard_batch
+from jaxdiff.mesh import DATA, micro_batches, replicate, shard_batch
 from jaxdiff.progress import progress
+from jaxdiff.study.batches import own_mesh
 from jaxdiff.study.features import Candidate, Features
 from jaxdiff.study.reading import INPUT, Reading
 
@@ -56,7 +57,7 @@ def read_encoder(
     ConfigError : no pooling is named.
     MissingDataError : a clip cannot be read.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = own_mesh() if mesh is None else mesh
     encoder = replicate(encoder, mesh)
     reduce = tuple(_poolings(reading) if poolings is None else poolings)
     if not reduce:

@@ -20,11 +20,12 @@ from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.store import ActivationStore
 from jaxdiff.study import budget, predictions
 from jaxdiff.study.analysis import Labels
+from jaxdiff.study.batches import Prompts
 from jaxdiff.study.clips import described, load_data, told
 from jaxdiff.study.config import NANO, StudyConfig
 from jaxdiff.study.features import Candidate, stored_features
 from jaxdiff.study.models import ASSETS, conditioning
-from jaxdiff.study.reading import Prompts, Reading
+from jaxdiff.study.reading import Reading
 
 MAIN = "trained"  # the model itself, among the stores of a study
 READ = "block_out.mean"  # what the paper probes

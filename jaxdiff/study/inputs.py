@@ -16,11 +16,12 @@ import numpy as np
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
-from jaxdiff.mesh import data_mesh, replicate
+from jaxdiff.mesh import replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.reading import Batches, Encoded, Prompts, Reading, open_store
+from jaxdiff.study.batches import Batches, Encoded, Prompts, own_mesh
+from jaxdiff.study.reading import Reading, open_store
 from jaxdiff.taps import Grid, SemanticMoments, Tap
 
 
@@ -86,7 +87,7 @@ def read_inputs(
 
     `pools` are further functions (video, latents) -> features, read in the same pass over the clips.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = own_mesh() if mesh is None else mesh
     pipeline = replicate(pipeline, mesh)
 
     @jax.jit
@@ -127,7 +128,7 @@ def read_noised(
     -------
     Store of the same taps as the inversion, slots in the order of `sigmas`.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = own_mesh() if mesh is None else mesh
     pipeline, cond = replicate(pipeline, mesh), replicate(cond, mesh)
     places = {"sigmas": list(map(float, sigmas)), "labels": list(map(float, sigmas))}
     reading = dataclasses.replace(reading, stream=False)

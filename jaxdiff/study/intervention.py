@@ -19,11 +19,12 @@ from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.errors import ConfigError
 from jaxdiff.flow import fidelity, invert, sample
-from jaxdiff.mesh import PADDING, data_mesh, replicate
+from jaxdiff.mesh import PADDING, replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import probe_csv, report_run
 from jaxdiff.store import ActivationStore
+from jaxdiff.study.batches import Batches, Prompts, continuing, own_mesh
 from jaxdiff.study.disturbed import (
     COLUMNS,
     NO_OP,
@@ -36,7 +37,7 @@ from jaxdiff.study.disturbed import (
     result_json,
 )
 from jaxdiff.study.finished import Finished, reopen
-from jaxdiff.study.reading import Batches, Prompts, Reading, continuing, open_store
+from jaxdiff.study.reading import Reading, open_store
 from jaxdiff.taps import Edit
 from jaxdiff.workdir import Workdir
 
@@ -184,7 +185,7 @@ def make_clips(
 
     A stored entry is not made again; its record holds `change`, the distance of the made latents from the clip's own.
     """
-    mesh = data_mesh()
+    mesh = own_mesh()
     pipeline, cond = replicate(pipeline, mesh), replicate(cond, mesh)
     maker = Maker(pipeline, reading, config)
     entries = [dataclasses.replace(clip, name=f"{row.name}/{clip.name}") for row in rows for clip in clips]
@@ -233,11 +234,7 @@ def run_intervention(config: InterventionConfig, workdir: Path) -> None:
         work.write_result(result_json(outcome, probes, len(clips), scenes))
         with work.stage("report"):
             report = report_study(outcome, study, config, probes, len(clips), scenes)
-            session = work.sessions()[-1]
-            report = dataclasses.replace(
-                report, config=work.config, environment=session, command=" ".join(map(str, session["command"]))
-            )
-            write_report(workdir / "report.html", report)
+            report_run(work, report)
         work.finish(("result.json", "intervention.csv"))
     print(f"{report.summary}\n-> {workdir / 'report.html'}")
 

@@ -17,10 +17,11 @@ from jaxdiff.flow import fidelity, invert
 from jaxdiff.flow.solvers import as_solver
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
-from jaxdiff.report import write_report
+from jaxdiff.report import report_run
 from jaxdiff.report.study import ClipView, Curve, Fidelity, FrameAttention, Measure, Study
+from jaxdiff.study.batches import Prompts, continuing
 from jaxdiff.study.levels import published_steps
-from jaxdiff.study.reading import Prompts, Reading, continuing, invert_clips
+from jaxdiff.study.reading import Reading, invert_clips
 from jaxdiff.taps import Tap
 from jaxdiff.workdir import Workdir
 
@@ -102,8 +103,8 @@ def run_inversion(config: InversionStudy, workdir: Path) -> None:
             }
         )
         with work.stage("report"):
-            write_report(
-                workdir / "report.html",
+            report_run(
+                work,
                 Study(
                     title=f"Inversion of {len(good)} clips",
                     facts={
@@ -116,9 +117,6 @@ def run_inversion(config: InversionStudy, workdir: Path) -> None:
                     clips=views,
                     skipped=tuple(sorted(skipped.items())),
                     notes=(text_note(config.prompt, config.text_embeddings),),
-                    config=work.config,
-                    environment=work.sessions()[-1],
-                    command=" ".join(map(str, work.sessions()[-1]["command"])),
                 ),
             )
         work.finish(("result.json",))

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.data.clip import Clip
+from jaxdiff.data.datasets import Dataset
 from jaxdiff.data.labelled import read_labels
 from jaxdiff.errors import ConfigError, MissingDataError
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import Study, probe_csv, report_run
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.analysis import BOTH, Labels, Protocol, analyse
+from jaxdiff.study.analysis import BOTH, Labels, Protocol, Source, analyse
 from jaxdiff.study.attributes import recurring_attribute, recurs
 from jaxdiff.study.features import Features, read_features
+from jaxdiff.study.memory import ONE_STORE, refuse_too_large, store_bytes
+from jaxdiff.study.regression import analyse_targets, target_headline, target_report, target_result, target_rows
 from jaxdiff.study.results import csv_rows, report_study, result_json
 from jaxdiff.study.sources import PROMPT, VARIANTS, make_sources
 from jaxdiff.workdir import Workdir
@@ -22,6 +25,8 @@ from jaxdiff.workdir import Workdir
 CLIP_LABELS = "clip_labels"  # where a store's metadata holds its `label_table`; its "labels" are those of the slots
 MATCHED = "matched"  # likewise, the set of every clip within which pairs are compared, where that is not its group
 NOTES = "notes"  # and what every report on these clips must say
+TARGETS = "targets"  # instead of labels: the unit and the values of every number that is probed,
+GROUPS = "groups"  # and the group of every clip
 
 MODELS = ("trained", "structureless", "untrained")  # stores of a study, the model itself first
 
@@ -67,11 +72,15 @@ def run_probe(config: ProbeConfig, workdir: Path) -> None:
     """
     stores, noised = open_stores(config.store)
     main = next(iter(stores.values()))
-    labels, kept = stored_labels(config, main, set.intersection(*(store.finished() for store in stores.values())))
+    finished = set.intersection(*(store.finished() for store in stores.values()))
+    measured = TARGETS in main.metadata and config.labels is None
+    told, kept = stored_targets(config, main, finished) if measured else stored_labels(config, main, finished)
     names = [main.names[i] for i in kept]
     noised = {
         name: store for name, store in noised.items() if store.names == names and len(store.finished()) == len(names)
     }
+    read = {**stores, **{f"noised {name}": store for name, store in noised.items()}}
+    refuse_too_large({name: store_bytes(store, len(kept)) for name, store in read.items()}, len(kept), ONE_STORE)
     models = {name: store for name, store in stores.items() if name not in (*VARIANTS, PROMPT)}
     sources = make_sources(
         models, noised, {}, kept, variants={name: store for name, store in stores.items() if name not in models},
@@ -84,24 +93,39 @@ def run_probe(config: ProbeConfig, workdir: Path) -> None:
             print(f"{workdir} is complete; nothing to do")
             return
         with work.stage("probe", clips=len(kept)):
-            answers = analyse(sources, labels, config.protocol())
-        probe_csv(workdir / "probe.csv", csv_rows(answers, labels, {}, config.seed))
-        result = result_json(answers, labels, {}, config.seed)
-        work.write_result(
-            {**result, "clips": len(kept), "scenes": len(set(labels.groups.tolist())), "notes": list(notes)}
-        )
-        study = dataclasses.replace(
-            report_study(answers, labels, {}, main.metadata["sigmas"], config.seed),
-            title=f"Linear probes on {config.store}",
-            notes=notes,
-            config=work.config,
-            environment=work.sessions()[-1],
-            command=" ".join(map(str, work.sessions()[-1]["command"])),
-        )
-        write_report(workdir / "report.html", study)
+            if isinstance(told, Dataset):
+                found = _of_targets(work, config, sources, told)
+            else:
+                found = _of_labels(work, config, sources, told, main.metadata["sigmas"])
+        result, study, groups, said = found
+        work.write_result({**result, "clips": len(kept), "scenes": groups, "notes": list(notes)})
+        report_run(work, dataclasses.replace(study, title=f"Linear probes on {config.store}", notes=notes))
         work.finish(("result.json", "probe.csv"))
+    print(f"{said}-> {workdir / 'report.html'}")
+
+
+Found = tuple[dict[str, Any], Study, int, str]  # result, report, number of groups, and what is printed
+
+
+def _of_labels(
+    work: Workdir, config: ProbeConfig, sources: Sequence[Source], labels: Labels, sigmas: Sequence[float]
+) -> Found:
+    answers = analyse(sources, labels, config.protocol())
+    probe_csv(work.path / "probe.csv", csv_rows(answers, labels, {}, config.seed))
+    result = result_json(answers, labels, {}, config.seed)
     entry = result["headline"].get("states")
-    print((f"states {100 * entry['value']:.1f} % " if entry else "") + f"-> {workdir / 'report.html'}")
+    study = report_study(answers, labels, {}, sigmas, config.seed)
+    said = f"states {100 * entry['value']:.1f} % " if entry else ""
+    return result, study, len(set(labels.groups.tolist())), said
+
+
+def _of_targets(work: Workdir, config: ProbeConfig, sources: Sequence[Source], data: Dataset) -> Found:
+    answers = analyse_targets(sources, data, config.protocol())
+    groups = len({clip.group for clip in data.clips})
+    probe_csv(work.path / "probe.csv", target_rows(answers, len(data), groups))
+    result = target_result(answers, data, config.seed)
+    said = "\n".join([*target_headline(result["headline"]), ""])
+    return result, target_report(answers, data, config.seed), groups, said
 
 
 def open_stores(folder: Path) -> tuple[dict[str, ActivationStore], dict[str, ActivationStore]]:
@@ -165,3 +189,22 @@ def stored_labels(config: ProbeConfig, store: ActivationStore, finished: set[int
         attribute if attribute is not None and recurs(attribute, groups) else None,
     )
     return labels, kept
+
+
+def stored_targets(config: ProbeConfig, store: ActivationStore, finished: set[int]) -> tuple[Dataset, list[int]]:
+    """The clips of a store of measured numbers whose groups are whole, with those numbers."""
+    names, groups = store.names, store.metadata[GROUPS]
+    broken = {group for i, group in enumerate(groups) if i not in finished}
+    kept = [i for i in sorted(finished) if groups[i] not in broken]
+    if not kept:
+        raise MissingDataError(f"no group of {config.store} is whole: {len(finished)} of {len(names)} clips are there")
+    clips = tuple(Clip(names[i], config.store, groups[i], "", None) for i in kept)
+    table = store.metadata[TARGETS]
+    return (
+        Dataset(
+            "", "", clips, tuple(clip.group for clip in clips),
+            targets={name: np.array(entry["values"])[kept] for name, entry in table.items()},
+            units={name: entry["unit"] for name, entry in table.items()},
+        ),
+        kept,
+    )  # fmt: skip

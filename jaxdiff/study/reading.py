@@ -1,10 +1,9 @@
 """Clips to activations: decode, encode, run the flow backwards, store what the taps read, clip by clip resumable."""
 
 import dataclasses
-import functools
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,16 @@ import numpy as np
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
-from jaxdiff.data.video import ClipReader, read_video
-from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.data.video import ClipReader
+from jaxdiff.errors import ConfigError
 from jaxdiff.flow import DivergedError, fidelity, invert
 from jaxdiff.flow.plan import make_plan, rounds
 from jaxdiff.flow.solvers import as_solver
-from jaxdiff.mesh import PADDING, MicroBatch, data_mesh, micro_batches, replicate, shard_batch
+from jaxdiff.mesh import PADDING, replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.store import ActivationStore
+from jaxdiff.study.batches import Batches, Encoded, Prompts, first_readable, own_mesh
 from jaxdiff.taps import Edit, Tap
 
 # What enters the first block is the noised input itself, in a linear embedding: the row that every block's
@@ -126,106 +126,6 @@ def frame_order(order: str, frames: int, group: str, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, zlib.crc32(group.encode())]).permutation(frames)
 
 
-class Encoded:
-    """Latents of clips that this process has encoded, so that the next model to read them need not do it again.
-
-    Latents do not depend on a clip's neighbours, so those kept are bit for bit what encoding would give.
-
-    Parameters
-    ----------
-    limit : bytes to keep; what does not fit is encoded again.
-    """
-
-    def __init__(self, limit: int = 1 << 30):
-        self._left = limit
-        self._rows: dict[Path, np.ndarray] = {}
-
-    def rows(self, clips: Sequence[Clip]) -> list[np.ndarray] | None:
-        """Latents [T', H', W', C] of the clips, or None if one is missing."""
-        found = [self._rows.get(clip.path) for clip in clips]
-        return None if any(row is None for row in found) else found  # type: ignore[return-value]
-
-    def add(self, clips: Sequence[Clip], latents: jax.Array) -> None:
-        """Keep the first rows of `latents` [B, T', H', W', C], one a clip."""
-        for clip, row in zip(clips, np.asarray(latents), strict=False):
-            if clip.path not in self._rows and row.nbytes <= self._left:
-                self._left -= row.nbytes
-                self._rows[clip.path] = row.copy()
-
-
-@dataclasses.dataclass
-class Batches:
-    """Encoded micro-batches of the clips that are still to do; `skipped` fills while it is iterated."""
-
-    pipeline: Pipeline
-    clips: Sequence[Clip]
-    reading: Reading
-    mesh: jax.sharding.Mesh
-    todo: Sequence[int]
-    skip_bad_clips: bool = False
-    encoded: Encoded | None = None
-    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[tuple[MicroBatch, jax.Array]]:
-        """Yields (micro-batch, latents [B, T', H', W', C])."""
-        known = self.encoded and self.encoded.rows([self.clips[i] for i in self.todo])
-        if not known:
-            for batch, _, latents in self.with_video():
-                if self.encoded is not None:
-                    self.encoded.add([self.clips[i] for i in batch.clip_ids[: batch.real]], latents)
-                yield batch, latents
-            return
-        for batch in micro_batches(zip(self.todo, known, strict=True), self.reading.clips_per_device, self.mesh):
-            yield batch, shard_batch(np.stack(batch.items), self.mesh)
-
-    def conditioned(self, cond: "Conditioning | Prompts") -> Iterator[tuple[MicroBatch, jax.Array, Conditioning]]:
-        """Yields (micro-batch, latents, conditioning): `cond`, and where the network needs an image, that every clip
-        begins with its own first frame."""
-        if not self.pipeline.family.needs_image(self.pipeline.transformer):
-            for batch, latents in self:
-                yield batch, latents, self._told(cond, batch)
-            return
-        for batch, video, latents in self.with_video():
-            yield batch, latents, continuing(self.pipeline, self._told(cond, batch), video)
-
-    def _told(self, cond: "Conditioning | Prompts", batch: MicroBatch) -> Conditioning:
-        if isinstance(cond, Conditioning):
-            return cond
-        rows = [*range(batch.real), *[batch.real - 1] * (len(batch.clip_ids) - batch.real)]  # padding repeats the last
-        return shard_batch(cond.of(self.pipeline, [self.clips[batch.clip_ids[k]] for k in rows]), self.mesh)
-
-    def with_video(self) -> Iterator[tuple[MicroBatch, jax.Array, jax.Array]]:
-        """Yields (micro-batch, video uint8 [B, T, H, W, 3], latents [B, T', H', W', C])."""
-        reader = self.reading.reader([self.clips[i] for i in self.todo], self.skip_bad_clips)
-        numbered = (
-            (i, self.reading.ordered(self.clips[i], video)) for i, video in ((self.todo[k], v) for k, v in reader)
-        )
-        for batch in micro_batches(numbered, self.reading.clips_per_device, self.mesh):
-            video = shard_batch(np.stack(batch.items), self.mesh)
-            # Laid out as kept latents are, or the same program would be compiled once for each of the two.
-            yield batch, video, shard_batch(self.pipeline.encode(video), self.mesh)
-        names = {str(self.clips[i].path): self.clips[i].name for i in self.todo}
-        self.skipped.update({names[path]: reason for path, reason in reader.skipped.items()})
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["prompts"])
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """In the place of one conditioning for all clips: pairs (name of the clip, its own prompt)."""
-
-    prompts: tuple[tuple[str, str], ...]
-
-    def of(self, pipeline: Pipeline, clips: Sequence[Clip]) -> Conditioning:
-        """Conditioning [B, N, D] of the clips, from the cache where their prompts were embedded before."""
-        table = dict(self.prompts)
-        return pipeline.condition(prompt=[table[clip.name] for clip in clips])
-
-
-def continuing(pipeline: Pipeline, cond: Conditioning, video: jax.Array | np.ndarray) -> Conditioning:
-    """`cond`, with the first frame of the video [B, T, H, W, 3] where the network cannot do without an image."""
-    return pipeline.with_image(cond, video) if pipeline.family.needs_image(pipeline.transformer) else cond
-
-
 def invert_clips(
     pipeline: Pipeline,
     clips: Sequence[Clip],
@@ -239,12 +139,14 @@ def invert_clips(
     encoded: Encoded | None = None,
     title: str = "invert",
     edits: Sequence[Edit] = (),
+    shard: tuple[int, int] | None = None,
 ) -> tuple[ActivationStore, dict[str, str]]:
     """Invert every clip and store what the taps read.
 
     A network that continues an image is told the first frame of each clip. A clip that is stored is not computed again, so an interrupted run continues; its record holds the statistics of the
     noise that it ended in, and its `coarse_error` if that was asked for. Latents come from `encoded` where it has them.
     `edits` write into the network meanwhile; say in `metadata` which, or a store made with others is taken for this one.
+    `shard` (k, n) inverts every n-th clip from the k-th on, while other processes invert the others into the same store.
 
     Returns
     -------
@@ -257,17 +159,20 @@ def invert_clips(
     DivergedError : a state became NaN or infinite; the message names clip and step.
     StoreWriteError : the disk is full, for example; clips that were finished stay.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = own_mesh() if mesh is None else mesh
     taps = reading.tap_objects()
     pipeline = replicate(pipeline, mesh)
     cond = replicate(cond, mesh)
     places = _places(pipeline, reading, _latents_shape(pipeline, clips, reading))
-    store = open_store(pipeline, clips, reading, folder, places, metadata)
+    store = open_store(pipeline, clips, reading, folder, places, metadata, shard)
+    first, every = shard or (0, 1)
+    mine = range(first, len(clips), every)
     with store:
-        todo = [i for i in range(len(clips)) if i not in store.finished()]
+        finished = store.finished()
+        todo = [i for i in mine if i not in finished]
         batches = Batches(pipeline, clips, reading, mesh, todo, skip_bad_clips, encoded)
         diverged: dict[str, str] = {}
-        with progress(title, len(clips), done=len(clips) - len(todo)) as task:
+        with progress(title, len(mine), done=len(mine) - len(todo)) as task:
             for batch, latents, told in _first_compiles(batches.conditioned(cond), task):
                 ids = batch.clip_ids.copy()
                 sink = store.sink(ids, mesh) if reading.stream else None
@@ -367,6 +272,7 @@ def open_store(
     folder: Path,
     places: dict[str, list[float]],
     metadata: dict[str, Any] | None,
+    shard: tuple[int, int] | None = None,
 ) -> ActivationStore:
     """Create the store of a reading, or reopen it to go on; `places` holds the sigmas and labels of its slots."""
     if taken := {*(metadata or {})} & {*places, "reading"}:
@@ -381,26 +287,14 @@ def open_store(
         specs={name: jax.ShapeDtypeStruct((s.shape[0], *s.shape[2:]), s.dtype) for name, s in shapes.items()},
         rows={str(tap.name): tap.rows(layers) for tap in taps},
         metadata={**(metadata or {}), **places, "reading": dataclasses.asdict(reading)},
+        shard=shard,
     )
 
 
 def _latents_shape(pipeline: Pipeline, clips: Sequence[Clip], reading: Reading) -> tuple[int, ...]:
     """Of one clip: (1, T', H', W', C)."""
-    video = _first_readable(clips, reading)
+    video = first_readable(clips, reading)
     return jax.eval_shape(pipeline.encode, jax.ShapeDtypeStruct((1, *video.shape), jnp.uint8)).shape
-
-
-def _first_readable(clips: Sequence[Clip], reading: Reading) -> np.ndarray:
-    """The clip that the store's shapes follow; whether an unreadable one before it is an error is the reader's to say."""
-    broken: MissingDataError | None = None
-    for clip in clips:
-        try:
-            return read_video(
-                clip.path, frames=reading.frames, size=reading.size, sampling=reading.sampling, stride=reading.stride
-            )
-        except MissingDataError as error:
-            broken = broken or error
-    raise broken or MissingDataError("there are no clips to read")
 
 
 def _places(pipeline: Pipeline, reading: Reading, latents_shape: tuple[int, ...]) -> dict[str, list[float]]:

@@ -12,12 +12,12 @@ from jaxdiff.data.datasets import Dataset
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.probes.regression import RegressionResult, nested_ridge, r2_difference, shuffle_targets
 from jaxdiff.progress import progress
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import probe_csv, report_run
 from jaxdiff.report.study import Curve, Estimate, Panel, Study, Table
 from jaxdiff.study.analysis import Protocol, Source
+from jaxdiff.study.batches import Prompts
 from jaxdiff.study.features import place_columns
 from jaxdiff.study.inversion import measure, noise_measures, summary
-from jaxdiff.study.reading import Prompts
 from jaxdiff.study.results import estimate_json
 from jaxdiff.workdir import Workdir
 
@@ -246,7 +246,7 @@ def finish_targets(
     data, kept : the clips that are used, and their numbers in the store.
     sources : what is probed, the states among them.
     records : of the model's store.
-    about : fields of `Study` that say what was run.
+    about : fields of `Study` that say what was read.
     """
     with work.stage("probe", clips=len(data)):
         answers = analyse_targets(sources, data, config.protocol())
@@ -272,6 +272,6 @@ def finish_targets(
             clips=views,
             **about,
         )
-        write_report(work.path / "report.html", study)
+        report_run(work, study)
     work.finish(("result.json", "probe.csv", FILE))
     print("\n".join([*target_headline(result["headline"]), f"-> {work.path / 'report.html'}"]))

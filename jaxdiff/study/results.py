@@ -143,10 +143,14 @@ def _read(answer: Answer) -> str:
 
 def heatmaps(answers: Mapping[str, Answer]) -> list[str]:
     """Keys of the sources with a heatmap: the models, then each further read beside its controls, then the others."""
-    keys = [key for key, answer in answers.items() if answer.source.title]
-    reads = [key for key in keys if answers[key].source.kind == "states" and key not in INPUTS]
+    return heatmap_order({key: answer.source.kind for key, answer in answers.items() if answer.source.title})
+
+
+def heatmap_order(kinds: Mapping[str, str]) -> list[str]:
+    """Those keys in their order; key -> kind."""
+    reads = [key for key, kind in kinds.items() if kind == "states" and key not in INPUTS]
     place = {f"{before}{read}": i for i, read in enumerate(reads) for before in ("", *(f"{key}." for key in INPUTS))}
-    return sorted(keys, key=lambda key: -1 if key in INPUTS else place.get(key, len(reads)))
+    return sorted(kinds, key=lambda key: -1 if key in INPUTS else place.get(key, len(reads)))
 
 
 def grids(answers: Mapping[str, Answer], sigmas: Sequence[float]) -> tuple[Grid, ...]:

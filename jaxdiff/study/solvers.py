@@ -23,15 +23,16 @@ from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.flow import SOLVERS, DivergedError, Solver, invert
 from jaxdiff.flow.solvers import as_solver, is_stochastic
-from jaxdiff.mesh import data_mesh, replicate
+from jaxdiff.mesh import replicate
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
-from jaxdiff.report import probe_csv, write_report
+from jaxdiff.report import probe_csv, report_run
 from jaxdiff.report.study import Curve, Panel, Study, Table
+from jaxdiff.study.batches import Batches, own_mesh
 from jaxdiff.study.config import NANO, StudyConfig
 from jaxdiff.study.inversion import text_note
 from jaxdiff.study.models import ASSETS, conditioning
-from jaxdiff.study.reading import Batches, Reading
+from jaxdiff.study.reading import Reading
 from jaxdiff.taps import Tap
 from jaxdiff.workdir import Workdir
 
@@ -214,12 +215,8 @@ def run_solvers(config: SolverStudy, workdir: Path) -> None:
         probe_csv(workdir / "fidelity.csv", csv_rows(found, half, clips), COLUMNS)
         work.write_result(result_json(found, half, clips))
         with work.stage("report"):
-            session = work.sessions()[-1]
-            report = dataclasses.replace(
-                report_study(found, half, config, clips), config=work.config, environment=session,
-                command=" ".join(map(str, session["command"])),
-            )  # fmt: skip
-            write_report(workdir / "report.html", report)
+            report = report_study(found, half, config, clips)
+            report_run(work, report)
         work.finish(("result.json", "fidelity.csv"))
     print(f"{lines(found)}\n-> {workdir / 'report.html'}")
 
@@ -231,7 +228,7 @@ def prepare(config: SolverStudy, workdir: Path) -> tuple[Pipeline, Parts]:
         dtype=None if config.dtype is None else jnp.dtype(config.dtype),
     )
     same = StudyConfig(config.model, config=config.config, prompt=config.prompt, text_embeddings=config.text_embeddings)
-    mesh, clips = data_mesh(), find_clips(config, workdir)
+    mesh, clips = own_mesh(), find_clips(config, workdir)
     pipeline, cond = replicate(pipeline, mesh), replicate(conditioning(pipeline, same), mesh)
     batches = Batches(pipeline, clips, config.reading(), mesh, range(len(clips)))
     return pipeline, [(latents, told, batch.real) for batch, latents, told in batches.conditioned(cond)]

@@ -8,22 +8,33 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.data.datasets import Dataset
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.pipeline import Pipeline
-from jaxdiff.report import Fidelity, probe_csv, write_report
+from jaxdiff.report import Fidelity, probe_csv, report_run
 from jaxdiff.store import ActivationStore
 from jaxdiff.study import predictions
 from jaxdiff.study.analysis import Answer, Labels, analyse
+from jaxdiff.study.batches import Encoded, Prompts
 from jaxdiff.study.budget import choose_scenes
 from jaxdiff.study.clips import WORLD, checked_data, described, load_data, store_metadata, told
-from jaxdiff.study.config import NANO, StudyConfig
+from jaxdiff.study.config import NANO, StudyConfig, encoder_name
 from jaxdiff.study.inputs import read_inputs, read_noised, surprise
 from jaxdiff.study.inversion import measure, noise_measures, summary, text_note
 from jaxdiff.study.mistakes import clip_errors, rank_correlation
-from jaxdiff.study.models import ablated, ablation, conditioning, encoder_features, load_models
-from jaxdiff.study.reading import Encoded, invert_clips
+from jaxdiff.study.models import (
+    Models,
+    ablated,
+    ablation,
+    conditioning,
+    encoder_features,
+    load_models,
+    refuse_large_study,
+    refuse_missing_encoders,
+)
+from jaxdiff.study.reading import ORDERS, invert_clips
 from jaxdiff.study.regression import finish_targets
 from jaxdiff.study.results import csv_rows, report_study, result_json
 from jaxdiff.study.sources import PROMPT, chosen_controls, make_sources, pools
@@ -33,6 +44,61 @@ from jaxdiff.workdir import Workdir
 CONTROL_LEVELS = (0.3, 0.7)
 
 
+def invert_all(
+    work: Workdir,
+    config: StudyConfig,
+    models: Models,
+    data: Dataset,
+    cond: Conditioning | Prompts,
+    encoded: Encoded,
+    shard: tuple[int, int] | None = None,
+) -> tuple[dict[str, ActivationStore], dict[str, ActivationStore], dict[str, str]]:
+    """All inversions of a study, by every model and on every variant of the input: their stores, and skipped clips."""
+    stores: dict[str, ActivationStore] = {}
+    others: dict[str, ActivationStore] = {}
+    skipped: dict[str, str] = {}
+    plan = [
+        *(
+            (stores, name, model, cond, models.reading(name, config.reading()))
+            for name, model in models.pipelines.items()
+        ),
+        *((others, name, models.main, cond, reading) for name, reading in config.variants().items()),
+    ]
+    for found, name, pipeline, usual, reading in plan:
+        said = ablated(pipeline, config) if name == PROMPT else usual
+        with work.stage("invert", model=name):
+            found[name], bad = invert_clips(
+                pipeline, data.clips, said, reading, work.path / "store" / name, skip_bad_clips=config.skip_bad_clips,
+                metadata=store_metadata(data), encoded=encoded if reading.order == ORDERS[0] else None,
+                title=f"invert ({name})", shard=shard,
+            )  # fmt: skip
+        skipped |= bad
+    return stores, others, skipped
+
+
+def run_shard(config: StudyConfig, workdir: Path, shard: tuple[int, int]) -> None:
+    """The inversions of a study for every n-th clip from the k-th on, of `shard` (k, n), into the study's own stores.
+
+    Any number of processes do this at the same time, wherever they see the folders; `run_study` then finds the clips done.
+
+    Raises
+    ------
+    ConfigError : scenes are generated, which one process must do.
+    """
+    if config.dataset == WORLD:
+        raise ConfigError(
+            "--shard: generated scenes are written by one process. Write them with experiments.make_world, and give "
+            "--dataset=intphys --subset --data_dir=DIR"
+        )
+    with Workdir(workdir, config, primary=False) as work:
+        data = checked_data(work, config, shard)
+        refuse_large_study(config, data)
+        models = load_models(config)
+        cond = told(models.main, data, conditioning(models.main, described(config, data)))
+        invert_all(work, config, models, data, cond, Encoded(), shard)
+    print(f"shard {shard[0]} of {shard[1]} inverted; once all are, the same command without --shard does the rest")
+
+
 def run_study(config: StudyConfig, workdir: Path) -> None:
     """Invert, probe, report; every stage continues where an interrupted run stopped."""
     start = time.monotonic()
@@ -40,9 +106,11 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
+        refuse_missing_encoders(config)
         scenes, data = config.scenes, None
         if not config.time_budget:  # which chooses how many scenes there are, and needs the model for it
             data = checked_data(work, config)
+        refuse_large_study(config, data)
         with work.stage("load"):
             models = load_models(config)
             cond = conditioning(models.main, described(config, data))
@@ -53,27 +121,8 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
                 data = load_data(config, workdir, scenes)
         clips, cond = data.clips, told(models.main, data, cond)
         reading, encoded = config.reading(), Encoded()
-        stores: dict[str, ActivationStore] = {}
         noised: dict[str, ActivationStore] = {}
-        skipped: dict[str, str] = {}
-        for name, pipeline in models.pipelines.items():
-            with work.stage("invert", model=name):
-                stores[name], bad = invert_clips(
-                    pipeline, clips, cond, models.reading(name, reading), workdir / "store" / name,
-                    skip_bad_clips=config.skip_bad_clips, metadata=store_metadata(data), encoded=encoded,
-                    title=f"invert ({name})",
-                )  # fmt: skip
-            skipped |= bad
-        others: dict[str, ActivationStore] = {}
-        for name, read in config.variants().items():
-            with work.stage("invert", model=name):
-                others[name], bad = invert_clips(
-                    models.main, clips, ablated(models.main, config) if name == PROMPT else cond, read,
-                    workdir / "store" / name, skip_bad_clips=config.skip_bad_clips,
-                    metadata=store_metadata(data), encoded=encoded if name == PROMPT else None,
-                    title=f"invert ({name})",
-                )  # fmt: skip
-            skipped |= bad
+        stores, others, skipped = invert_all(work, config, models, data, cond, encoded)
         finished = [store.finished() for store in (*stores.values(), *others.values())]
         kept = whole_groups(clips, set.intersection(*finished))
         data = data.only(kept)
@@ -93,7 +142,7 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
         encoders = {}
         for folder in config.encoders:
             with work.stage("encoder", folder=str(folder)):
-                encoders[folder.name] = encoder_features(folder, good, reading, workdir / "encoders")
+                encoders[encoder_name(folder)] = encoder_features(folder, good, reading, workdir / "encoders")
         sources = make_sources(
             stores, noised, table, kept, variants=others, encoders=encoders, controls=controls,
             told=text_note(*ablation(config)) if config.prompt_ablation is not None else "", seed=config.seed,
@@ -101,7 +150,7 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
         if data.measured:
             finish_targets(
                 work, config, data, sources, models.main, stores[models.first].records(), kept, cond,
-                {**about(config, data, scenes, work), "skipped": tuple(sorted(skipped.items()))},
+                {**about(config, data, scenes), "skipped": tuple(sorted(skipped.items()))},
             )  # fmt: skip
             return
         labels = Labels.of(good, data.matched)
@@ -134,13 +183,13 @@ def run_study(config: StudyConfig, workdir: Path) -> None:
             study = dataclasses.replace(
                 study,
                 title=f"Is plausibility linearly decodable from the states of {config.model}?",
-                **about(config, data, scenes, work),
+                **about(config, data, scenes),
                 fidelity=measured,
                 attention=attention,
                 clips=views,
                 skipped=tuple(sorted(skipped.items())),
             )
-            write_report(workdir / "report.html", study)
+            report_run(work, study)
         work.finish(("result.json", "probe.csv", predictions.FILE))
     print(headline(result["headline"], workdir))
 
@@ -199,16 +248,12 @@ def whole_groups(clips: Sequence[Clip], finished: set[int]) -> list[int]:
     return kept
 
 
-def about(config: StudyConfig, data: Dataset, scenes: int, work: Workdir) -> dict[str, Any]:
-    """What every report says of its clips and of its run."""
-    session = work.sessions()[-1]
+def about(config: StudyConfig, data: Dataset, scenes: int) -> dict[str, Any]:
+    """What every report says of its clips."""
     return {
         "facts": facts(config, data),
         "notes": notes(described(config, data), scenes, data),
-        "config": work.config,
         "seeds": {"study": config.seed, "world": config.world_seed},
-        "environment": session,
-        "command": " ".join(map(str, session["command"])),
     }
 
 

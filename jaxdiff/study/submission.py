@@ -15,7 +15,7 @@ from jaxdiff.data.datasets import Dataset, open_dataset
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.probes.cross_validation import LinearProbeCV, nested_cross_validate
-from jaxdiff.report import write_report
+from jaxdiff.report import report_run
 from jaxdiff.report.study import Estimate, Study, Table
 from jaxdiff.store import ActivationStore
 from jaxdiff.study.analysis import Labels, matched_pairs
@@ -130,23 +130,19 @@ def run_submission(config: SubmitConfig, workdir: Path) -> None:
             | said
         )
         with work.stage("report"):
-            session = work.sessions()[-1]
             told: tuple[tuple[Any, ...], ...] = tuple((key, str(value)) for key, value in scored.facts.items())
             tables = [Table("How clips were scored", ("", ""), told)]
             if found:
                 rows: tuple[tuple[Any, ...], ...] = tuple(found.items())
                 caption = "Share of (possible, impossible) pairs of a matched set ranked right, ties one half; 95 % over groups."
                 tables.append(Table("Pairs ranked right", ("", "pairs"), rows, caption))
-            write_report(
-                workdir / "report.html",
+            report_run(
+                work,
                 Study(
                     title=f"Scores of {data.name} by {config.model}",
                     summary=f"{len(data)} clips scored; {', '.join(names)} written.",
                     tables=tuple(tables),
                     notes=(*data.notes, said["text"]),
-                    config=work.config,
-                    environment=session,
-                    command=" ".join(map(str, session["command"])),
                 ),
             )
         work.finish(("result.json", *names))

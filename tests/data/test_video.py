@@ -5,12 +5,21 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxdiff.data.sampling import frame_indices, resize, to_uint8
-from jaxdiff.data.video import ClipReader, check_videos, list_videos, read_video, video_info, write_video
+from jaxdiff.data.video import (
+    ClipReader,
+    check_videos,
+    list_videos,
+    parse_shard,
+    read_video,
+    video_info,
+    write_video,
+)
 from jaxdiff.errors import ConfigError, MissingDataError
 
 
@@ -354,3 +363,16 @@ def test_shards_share_the_clips_out_and_keep_their_places(tmp_path):
     assert list(ClipReader(clips[:1], shard=(1, 2))) == []
     with pytest.raises(ConfigError, match="shard 3 of 3"):
         ClipReader(clips, shard=(3, 3))
+
+
+def test_a_shard_is_written_as_which_of_how_many():
+    assert parse_shard("") is None and parse_shard("auto") == (0, 1) and parse_shard("3/4") == (3, 4)
+    for text in ("4/4", "1", "a/2", "-1/2"):
+        with pytest.raises(ConfigError, match="k/n"):
+            parse_shard(text)
+
+
+def test_processes_that_are_not_told_apart_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--shard=auto"):
+        parse_shard("")

@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import invert as invert_binary
+from experiments._main import verdict
 from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.data.worlds.layout import write_intphys
+from jaxdiff.errors import JaxdiffError
 from jaxdiff.flow.schedule import UniPCFlow
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan import Wan, WanTransformer, WanTransformerConfig, WanVAE, WanVAEConfig
@@ -44,12 +47,28 @@ def command(binary, workdir, **flags):
     return [sys.executable, "-m", f"experiments.{binary}", f"--workdir={workdir}", *settings]
 
 
-def invert(inputs, workdir, **flags):
+def invert(inputs, workdir):
+    return command(
+        "invert", workdir, checkpoint=inputs / "checkpoint", videos=inputs / "videos", frames=17, steps=4,
+        capture_sigmas="0,0.5", text_embeddings="zeros", fidelity_clips=0,
+    )  # fmt: skip
+
+
+def invert_here(inputs, workdir, **flags):
+    """The same command without a process of its own, for what needs none: a start costs more than the run."""
     base = {
         "checkpoint": inputs / "checkpoint", "videos": inputs / "videos", "frames": 17, "steps": 4,
-        "capture_sigmas": "0,0.5", "text_embeddings": "zeros", "fidelity_clips": 0,
+        "capture_sigmas": (0.0, 0.5), "text_embeddings": "zeros", "fidelity_clips": 0,
     }  # fmt: skip
-    return command("invert", workdir, **{k: v for k, v in {**base, **flags}.items() if v is not None})
+    invert_binary.run(invert_binary.Config(**{**base, **flags}), workdir)
+
+
+def refused(inputs, workdir, code, **flags):
+    """What it says when it ends with this exit code (`experiments._main.verdict` hands it on)."""
+    with pytest.raises(JaxdiffError) as caught:
+        invert_here(inputs, workdir, **flags)
+    assert verdict(caught.value) == (code, str(caught.value))
+    return str(caught.value)
 
 
 def study(inputs, workdir):
@@ -61,10 +80,9 @@ def study(inputs, workdir):
     )  # fmt: skip
 
 
-def run(line, code=0):
+def run(line):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def kill_after_first_clip(line, store):
@@ -114,7 +132,7 @@ def test_killed_inversion_ends_in_the_bits_of_an_uninterrupted_one(inputs, whole
 
 
 def test_streamed_captures_equal_returned_ones(inputs, whole, tmp_path):
-    run(invert(inputs, tmp_path / "run", stream="true"))
+    invert_here(inputs, tmp_path / "run", stream=True)
     assert_same(whole, tmp_path / "run", "store", ["result.json"])
 
 
@@ -130,31 +148,31 @@ def test_killed_study_ends_in_the_bits_of_an_uninterrupted_one(inputs, tmp_path)
 
 def test_another_configuration_in_the_workdir_is_refused(inputs, whole):
     before = (whole / "result.json").read_bytes()
-    said = run(invert(inputs, whole, steps=5), code=1)
+    said = refused(inputs, whole, 1, steps=5)
     assert "another configuration" in said and "steps: 4 there, 5 now" in said
     assert (whole / "result.json").read_bytes() == before
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(inputs, tmp_path):
-    assert str(inputs / "videos") in run(invert(inputs, tmp_path / "run", checkpoint=inputs / "videos"), code=5)
+    assert str(inputs / "videos") in refused(inputs, tmp_path / "run", 5, checkpoint=inputs / "videos")
 
 
 def test_pickled_weights_are_refused(inputs, tmp_path):
     shutil.copytree(inputs / "checkpoint", tmp_path / "checkpoint")
     for weights in (tmp_path / "checkpoint/transformer").glob("*.safetensors"):
         weights.rename(weights.with_suffix(".bin"))
-    said = run(invert(inputs, tmp_path / "run", checkpoint=tmp_path / "checkpoint"), code=5)
+    said = refused(inputs, tmp_path / "run", 5, checkpoint=tmp_path / "checkpoint")
     assert "pickle" in said or ".bin" in said
 
 
 def test_a_prompt_without_a_text_encoder_names_the_flag_that_replaces_it(inputs, tmp_path):
-    assert "--text_embeddings" in run(invert(inputs, tmp_path / "run", text_embeddings=None), code=5)
+    assert "--text_embeddings" in refused(inputs, tmp_path / "run", 5, text_embeddings=None)
 
 
-def test_an_unreadable_clip_stops_the_run_or_is_counted(inputs, tmp_path):
+def test_an_unreadable_clip_stops_the_run_or_is_counted(inputs, tmp_path, capsys):
     shutil.copytree(inputs / "videos", tmp_path / "videos")
     (tmp_path / "videos/a.mp4").write_bytes(b"not a video")  # the first by name
-    assert "a.mp4" in run(invert(inputs, tmp_path / "stops", videos=tmp_path / "videos"), code=5)
-    line = invert(inputs, tmp_path / "run", videos=tmp_path / "videos", skip_bad_clips="true")
-    assert "4 clips inverted, 1 skipped" in run(line)
+    assert "a.mp4" in refused(inputs, tmp_path / "stops", 5, videos=tmp_path / "videos")
+    invert_here(inputs, tmp_path / "run", videos=tmp_path / "videos", skip_bad_clips=True)
+    assert "4 clips inverted, 1 skipped" in capsys.readouterr().out
     assert '"a.mp4"' in (tmp_path / "run/result.json").read_text()

@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments.invert import Config, run
 from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.data.worlds.layout import write_intphys
 from jaxdiff.flow.schedule import UniPCFlow
@@ -20,8 +17,6 @@ from jaxdiff.pipeline import Pipeline
 from jaxdiff.store import ActivationStore
 from ports.writer import save_pipeline
 from tests.text import write_text
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +38,14 @@ def inputs(tmp_path_factory):
 
 def invert(inputs, workdir, **flags):
     base = {"checkpoint": inputs / "checkpoint", "videos": inputs / "videos", "frames": 17, "steps": 2}
-    base |= {"capture_sigmas": "0,0.5", "fidelity_clips": 0, "workdir": workdir}
-    settings = [f"--{name}={value}" for name, value in (base | flags).items()]
-    environment = {**os.environ, "JAXDIFF_CACHE": str(inputs / "cache")}
-    line = [sys.executable, "-m", "experiments.invert", *settings]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    base |= {"capture_sigmas": (0.0, 0.5), "fidelity_clips": 0}
+    run(Config(**base, **flags), workdir)
     store = ActivationStore.open(workdir / "store")
     return {name: store.read(name) for name in store.specs}, json.loads((workdir / "result.json").read_text())
 
 
-def test_a_folder_with_a_text_encoder_takes_prompts_and_the_empty_one_by_default(inputs, tmp_path):
+def test_a_folder_with_a_text_encoder_takes_prompts_and_the_empty_one_by_default(inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXDIFF_CACHE", str(inputs / "cache"))
     empty, result = invert(inputs, tmp_path / "empty")
     assert result["text"] == "prompt: ''"
     ball, result = invert(inputs, tmp_path / "ball", prompt="a red ball")

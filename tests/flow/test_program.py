@@ -87,7 +87,9 @@ from jax.experimental import io_callback
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxdiff import Tap
 from jaxdiff.flow import fidelity, invert, sample
+from jaxdiff.lamo import MotionField, MotionFieldConfig, MotionGuidance
 from jaxdiff.mesh import data_mesh, replicate, shard_batch
+from jaxdiff.models.network import Network
 from tests.flow.pipelines import inputs, tiny_wan, toy
 
 devices, path = len(jax.devices()), sys.argv[1]
@@ -96,6 +98,8 @@ pipeline, (latents, text) = tiny_wan(), inputs(CLIPS, text_dim=8)
 mesh = data_mesh()
 assert devices in (1, 8)
 pipeline = replicate(pipeline, mesh)
+field = MotionFieldConfig(4, 8, lag=1, width=8, blocks=1, groups=2, condition_width=4, squeeze=2)
+guide = replicate(MotionGuidance(Network.init(MotionField, field), 0.01), mesh)
 seen = {}
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["ids"], meta_fields=[])
@@ -127,7 +131,8 @@ def run(x, text, ids):
         capture_at=(3,)
     )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), ids)
-    noisy = sample(pipeline, there.latents, text, steps=4, solver="dpmpp_2m_sde", key=keys)
+    noisy = sample(pipeline, there.latents, text, steps=4, solver="dpmpp_2m_sde", key=keys, guide=guide)
+    assert noisy.metrics["energy"].sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(None, "data")), 2)
     streamed = invert(pipeline, x, text, steps=4, taps=taps, capture_at=(0, 2), sink=Sink(ids))
     jax.block_until_ready(streamed.latents)
     jax.effects_barrier()
@@ -137,6 +142,7 @@ def run(x, text, ids):
         "ab2": ab2.latents,
         "back": back.latents,
         "noisy": noisy.latents,
+        **{name: value.T for name, value in noisy.metrics.items()},
         "streamed": streamed.latents,
         "error": error,
         **{f"captured {name}": np.moveaxis(value, 2, 0) for name, value in there.captured.items()},

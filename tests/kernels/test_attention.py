@@ -1,5 +1,6 @@
-"""Attention against a float64 softmax written out in NumPy, for every implementation that runs on this backend."""
+"""Every implementation of attention against a softmax written out: one list of tests, a class for each."""
 
+import functools
 import importlib
 
 import jax
@@ -8,68 +9,122 @@ import numpy as np
 import pytest
 
 from jaxdiff import kernels
+from jaxdiff.kernels import gpu, tpu
+from tests.kernels.reference import inputs, reference
 
 
-def reference(q, k, v, bias=0.0):
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    scores = np.einsum("bqkd,bskd->bkqs", q, k) * q.shape[-1] ** -0.5 + bias
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return np.einsum("bkqs,bskd->bqkd", weights, v), weights
+@functools.partial(jax.jit, static_argnums=0)
+def gradients(attend, q, k, v):
+    return jax.grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v))), (0, 1, 2))(q, k, v)
 
 
-def inputs(batch=2, queries=96, keys=96, heads=3, depth=16, gain=3.0, dtype=np.float32):
-    rng = np.random.default_rng(0)
-    # A gain of 3 gives peaked softmax rows: with flat ones a wrong map would look right.
-    q = (gain * rng.standard_normal((batch, queries, heads, depth))).astype(dtype)
-    k, v = (rng.standard_normal((batch, keys, heads, depth)).astype(dtype) for _ in range(2))
-    return q, k, v
+def written_out(q, k, v):
+    scores = jnp.einsum("bqkd,bskd->bkqs", q, k, precision="highest") * q.shape[-1] ** -0.5
+    return jnp.einsum("bkqs,bskd->bqkd", jax.nn.softmax(scores), v, precision="highest")
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
+class Attention:
+    """What every implementation does. A subclass says how to call it."""
+
+    def attend(self, q, k, v, **options):
+        raise AssertionError("a subclass calls its implementation here")
+
+    # The lengths of Wan and CogVideoX at 480p and of the study; other sizes are no multiples of any tile.
+    @pytest.mark.parametrize(
+        "queries, keys, depth", [(37, 5, 16), (130, 300, 96), (90, 5376, 128), (72, 17776, 64), (72, 32760, 64)]
+    )
+    def test_it_is_the_softmax(self, queries, keys, depth):
+        q, k, v = inputs(batch=1 if keys > 300 else 2, queries=queries, keys=keys, heads=2, depth=depth)
+        # float32, sums of up to 32,760 terms
+        np.testing.assert_allclose(self.attend(q, k, v), reference(q, k, v)[0], atol=1e-5)
+
+    def test_its_gradients_are_those_of_the_softmax(self):
+        q, k, v = inputs(queries=50, keys=140)
+        for got, want in zip(gradients(self.attend, q, k, v), gradients(written_out, q, k, v), strict=True):
+            np.testing.assert_allclose(got, want, atol=3e-5)  # float32, sums over 50 queries
+
+    def test_keys_beyond_a_clips_length_do_not_exist(self):
+        q, k, v = inputs(queries=37, keys=10)
+        got = self.attend(q, k, v, lengths=jnp.array([4, 10]))
+        np.testing.assert_allclose(got[0], reference(q[:1], k[:1, :4], v[:1, :4])[0][0], atol=1e-5)
+        np.testing.assert_allclose(got[1], reference(q[1:], k[1:], v[1:])[0][0], atol=1e-5)
+
+
+class Biased(Attention):
+    @pytest.mark.parametrize("shape", [(2, 3, 37, 96), (1, 3, 37, 96), (2, 1, 1, 96), (1, 1, 37, 96)])
+    def test_a_bias_is_added_to_the_scores_whatever_it_is_broadcast_over(self, shape):
+        q, k, v = inputs(queries=37)
+        bias = 2 * np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        got = self.attend(q, k, v, bias=bias)
+        np.testing.assert_allclose(got, reference(q, k, v, bias)[0], atol=1e-5)
+        assert np.abs(got - reference(q, k, v)[0]).max() > 0.1
+
+
+class Factored(Biased):
+    def test_factors_between_groups_multiply_the_weights_before_they_are_normalised(self):
+        q, k, v = inputs(queries=50, keys=50)
+        groups = np.repeat([0, 1, 2], [6, 20, 24])
+        factors = np.random.default_rng(2).uniform(0.1, 3.0, (2, 1, 3, 3)).astype(np.float32)
+        factors[:, :, 1, 2] = 0  # cut
+        with np.errstate(divide="ignore"):
+            bias = np.log(factors.astype(np.float64))[..., groups[:, None], groups]
+        between = kernels.Between(jnp.asarray(factors), groups)
+        got = self.attend(q, k, v, between=between)
+        np.testing.assert_allclose(got, reference(q, k, v, bias)[0], atol=5e-6)
+        other = v.copy()
+        other[:, groups == 2] += 1.0
+        np.testing.assert_array_equal(self.attend(q, k, other, between=between)[:, groups == 1], got[:, groups == 1])
+
+
+class TestDense(Factored):
+    def attend(self, q, k, v, **options):
+        return kernels.attention(q, k, v, implementation="dense", **options)
+
+
+class TestBlockwise(Factored):
     """Blocks of 16 queries even for small inputs, so that the blocked path and its padding really run."""
-    module = importlib.import_module("jaxdiff.kernels.attention")  # the package exports a function of that name
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 1)
+
+    elements = 1
+
+    @pytest.fixture(autouse=True)
+    def _small_blocks(self, monkeypatch):
+        monkeypatch.setattr(importlib.import_module("jaxdiff.kernels.blockwise"), "_BLOCK_ELEMENTS", self.elements)
+
+    def attend(self, q, k, v, **options):
+        with kernels.compiling_for("gpu"):
+            return kernels.attention(q, k, v, implementation="blockwise", **options)
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
-@pytest.mark.parametrize("queries, keys", [(96, 96), (37, 5), (130, 96)])
-def test_attention_equals_float64_softmax(small_blocks, implementation, queries, keys):
-    q, k, v = inputs(queries=queries, keys=keys)
-    got = kernels.attention(q, k, v, implementation=implementation)
-    np.testing.assert_allclose(got, reference(q, k, v)[0], atol=5e-6)  # float32 rounding of O(1) values
+class TestBlockwiseByHeads(TestBlockwise):
+    """As on CPUs: a block is of few heads before it is of few queries."""
+
+    elements = 2 * 96 * 40
+
+    def attend(self, q, k, v, **options):
+        return kernels.attention(q, k, v, implementation="blockwise", **options)
 
 
-def test_gradients_of_blocks_equal_those_of_the_dense_reference(small_blocks):
-    q, k, v = inputs(queries=50, keys=40)
-
-    def scalar(implementation):
-        return lambda q, k, v: jnp.sum(jnp.sin(kernels.attention(q, k, v, implementation=implementation)))
-
-    blocked = jax.grad(scalar("blockwise"), (0, 1, 2))(q, k, v)
-    dense = jax.grad(scalar("dense"), (0, 1, 2))(q, k, v)
-    for got, want in zip(blocked, dense, strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-5)  # float32, sums over 50 queries
+class TestSplash(Attention):
+    def attend(self, q, k, v, **options):
+        q, k, v = map(jnp.asarray, (q, k, v))
+        return tpu.splash(q, k, v, q.shape[-1] ** -0.5, interpret=True, **options)
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
-@pytest.mark.parametrize("shape", [(2, 3, 37, 96), (1, 3, 37, 96), (2, 1, 1, 96), (1, 1, 37, 96)])
-def test_a_bias_is_added_to_the_scores_whatever_it_is_broadcast_over(small_blocks, implementation, shape):
-    q, k, v = inputs(queries=37)
-    bias = 2 * np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    got = kernels.attention(q, k, v, bias=bias, implementation=implementation)
-    np.testing.assert_allclose(got, reference(q, k, v, bias)[0], atol=5e-6)
-    assert np.abs(got - reference(q, k, v)[0]).max() > 0.1
+class TestCudnn(Biased):
+    """What is asked of cuDNN, answered by XLA."""
 
+    @pytest.fixture(autouse=True)
+    def _without_cudnn(self, monkeypatch):
+        plain = jax.nn.dot_product_attention
 
-def test_keys_under_a_text_mask_do_not_exist(small_blocks):
-    q, k, v = inputs(queries=37, keys=10)
-    mask = np.arange(10) < np.array([[4], [10]])
-    bias = jnp.where(mask, 0.0, -10000.0)[:, None, None]
-    got = kernels.attention(q, k, v, bias=bias)
-    np.testing.assert_allclose(got[0], reference(q[:1], k[:1, :4], v[:1, :4])[0][0], atol=5e-6)
-    np.testing.assert_allclose(got[1], reference(q[1:], k[1:], v[1:])[0][0], atol=5e-6)
+        def answer(q, k, v, bias, *, implementation, **options):
+            assert implementation == "cudnn"
+            return plain(*map(jnp.asarray, (q, k, v)), bias, implementation="xla", **options)
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", answer)
+
+    def attend(self, q, k, v, **options):
+        return gpu.cudnn(q, k, v, q.shape[-1] ** -0.5, **options)
 
 
 def test_bfloat16_keeps_its_dtype_and_its_accuracy():
@@ -79,11 +134,43 @@ def test_bfloat16_keeps_its_dtype_and_its_accuracy():
     np.testing.assert_allclose(got.astype(np.float32), reference(q, k, v)[0], atol=2e-2)  # 8 bits of mantissa
 
 
-def test_blocked_attention_never_holds_the_score_matrix():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_blocked_attention_never_holds_the_score_matrix(platform):
     q, k, v = (jax.ShapeDtypeStruct((1, 8192, 4, 16), jnp.float32) for _ in range(3))
-    compiled = jax.jit(kernels.attention).lower(q, k, v).compile()
+    with kernels.compiling_for(platform):
+        compiled = jax.jit(lambda q, k, v: kernels.attention(q, k, v)).lower(q, k, v).compile()
     scores = 4 * 8192 * 8192 * 4  # bytes
     assert compiled.memory_analysis().temp_size_in_bytes < scores / 8
+
+
+def test_a_flash_kernel_is_chosen_where_it_applies(monkeypatch):
+    monkeypatch.setattr(gpu, "cudnn", lambda *args: jnp.zeros(1))
+    monkeypatch.setattr(tpu, "splash", lambda *args: jnp.zeros(2))
+    half, single = (tuple(jnp.asarray(x, dtype) for x in inputs()) for dtype in (jnp.bfloat16, jnp.float32))
+    text = jnp.zeros((2, 1, 1, 96))
+
+    def chosen(args, **options):
+        shape = jax.eval_shape(lambda q, k, v: kernels.attention(q, k, v, **options), *args).shape
+        return {(1,): "cudnn", (2,): "splash"}.get(shape, "blockwise")
+
+    assert chosen(half) == "blockwise"
+    with kernels.compiling_for("gpu"):
+        assert (chosen(half), chosen(half, bias=text), chosen(single)) == ("cudnn", "cudnn", "blockwise")
+    with kernels.compiling_for("tpu"):
+        assert (chosen(half), chosen(half, bias=text), chosen(single)) == ("splash", "blockwise", "blockwise")
+    with kernels.compiling_for("tpu", devices=4):  # the compiler would have to split it
+        assert chosen(half) == "blockwise"
+        mesh, whole = jax.make_mesh((1,), ("data",)), jax.sharding.PartitionSpec()
+        each = jax.shard_map(kernels.attention, mesh=mesh, in_specs=whole, out_specs=whole)
+        assert jax.eval_shape(each, *half).shape == (2,)
+
+
+@pytest.mark.parametrize("length", [1, 226, 1280, 5376, 17776, 32760, 75600])
+def test_tiles_are_large_and_waste_little(length):
+    size = tpu.tile(length, 1024)
+    assert size % 128 == 0
+    assert size >= min(512, length)
+    assert -length % size <= max(127, 0.02 * length)
 
 
 def test_dense_refuses_a_large_score_matrix():
@@ -98,55 +185,13 @@ def test_unknown_implementation_and_wrong_shapes_are_errors():
         kernels.attention(q, k, v, implementation="flash")
     with pytest.raises(ValueError, match="expected q"):
         kernels.attention(q, k[:, :, :2], v)
+    with pytest.raises(ValueError, match=r"expected lengths \[2\]"):
+        kernels.attention(q, k, v, lengths=jnp.array([3]))
+    with pytest.raises(ValueError, match="'splash' knows neither a bias"):
+        kernels.attention(q, k, v, bias=jnp.zeros((2, 1, 1, 96)), implementation="splash")
     for shape in ((2, 96), (3, 1, 1, 96), (2, 1, 95, 96), (2, 1, 1, 1)):
         with pytest.raises(ValueError, match="expected a bias"):
             kernels.attention(q, k, v, bias=jnp.zeros(shape))
-
-
-@pytest.mark.parametrize("frames", [1, 4, 6])
-def test_frame_map_is_the_pooled_dense_map(small_blocks, frames):
-    q, k, v = inputs()
-    output, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames)
-    want, weights = reference(q, k, v)
-    pooled = weights.reshape(2, 3, frames, 96 // frames, frames, 96 // frames).sum(-1).mean(3)
-    np.testing.assert_allclose(output, want, atol=5e-6)
-    np.testing.assert_allclose(frame_map, pooled, atol=1e-6)
-    np.testing.assert_allclose(frame_map.sum(-1), 1.0, atol=1e-6)
-    assert frames == 1 or np.ptp(frame_map) > 0.2  # peaked inputs: the map must not be near uniform
-
-
-def test_frame_map_refuses_tokens_that_are_not_whole_frames():
-    with pytest.raises(ValueError, match="not 5 equal frames"):
-        kernels.attention_with_frame_map(*inputs(), frames=5)
-
-
-@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
-def test_factors_between_groups_multiply_the_weights_before_they_are_normalised(small_blocks, implementation):
-    q, k, v = inputs(queries=50, keys=50)
-    groups = np.repeat([0, 1, 2], [6, 20, 24])
-    factors = np.random.default_rng(2).uniform(0.1, 3.0, (2, 1, 3, 3)).astype(np.float32)
-    factors[:, :, 1, 2] = 0  # cut
-    with np.errstate(divide="ignore"):
-        bias = np.log(factors.astype(np.float64))[..., groups[:, None], groups]
-    between = kernels.Between(jnp.asarray(factors), groups)
-    got = kernels.attention(q, k, v, between=between, implementation=implementation)
-    np.testing.assert_allclose(got, reference(q, k, v, bias)[0], atol=5e-6)
-    other = v.copy()
-    other[:, groups == 2] += 1.0
-    again = kernels.attention(q, k, other, between=between, implementation=implementation)
-    np.testing.assert_array_equal(again[:, groups == 1], got[:, groups == 1])
-
-
-def test_the_frame_map_shows_the_factors(small_blocks):
-    q, k, v = inputs()
-    factors = np.tril(np.ones((1, 1, 4, 4), np.float32))  # a frame attends to itself and to those before it
-    between = kernels.Between.frames(jnp.asarray(factors), 96)
-    out, got = kernels.attention_with_frame_map(q, k, v, frames=4, between=between)
-    with np.errstate(divide="ignore"):
-        bias = np.log(factors)[..., between.groups[:, None], between.groups]
-    expected, weights = reference(q, k, v, bias)
-    np.testing.assert_allclose(out, expected, atol=5e-6)
-    np.testing.assert_allclose(got, weights.reshape(2, 3, 4, 24, 4, 24).sum(-1).mean(3), atol=1e-6)
 
 
 def test_factors_that_do_not_fit_are_refused():
@@ -157,5 +202,6 @@ def test_factors_that_do_not_fit_are_refused():
     whole = kernels.Between.frames(jnp.ones((1, 1, 4, 4)), 96)
     with pytest.raises(ValueError, match="do not fit"):
         kernels.attention(q, k[:, :48], v[:, :48], between=whole)
-    with pytest.raises(ValueError, match="'cudnn' knows no factors"):
-        kernels.attention(q, k, v, between=whole, implementation="cudnn")
+    for name in ("cudnn", "splash"):
+        with pytest.raises(ValueError, match=f"'{name}' knows n"):
+            kernels.attention(q, k, v, between=whole, implementation=name)

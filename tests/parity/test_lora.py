@@ -1,5 +1,9 @@
-"""LoRAs that diffusers writes, merged at load, against diffusers' own load_lora_weights and fuse_lora."""
+"""LoRAs that diffusers writes, merged at load, against diffusers' own load_lora_weights and fuse_lora; and ours, read by it."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -7,10 +11,13 @@ from diffusers import LTXPipeline, WanPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
 import jaxdiff
+from jaxdiff.models.lora import ATTENTION, LoRA, adapted, new_adapters
+from ports.lora_writer import find_targets, save_lora
+from tests.parity import cogvideox_reference
 from tests.parity.ltx_reference import save as save_ltx
 from tests.parity.ltx_reference import transformer as ltx_transformer
 from tests.parity.torch_models import run_wan, save_wan, wan_transformer
-from tests.reference import relative_error, wan_inputs
+from tests.reference import cogvideox_inputs, relative_error, wan_inputs
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
@@ -78,3 +85,41 @@ def test_a_lora_of_ltx_equals_the_fused_weights(tmp_path):
         np.testing.assert_allclose(ours["blocks"]["self_attention"]["query"]["kernel"][block], theirs, atol=2e-6)
         theirs = state[f"transformer_blocks.{block}.ff.net.2.weight"].numpy().T
         np.testing.assert_allclose(ours["blocks"]["mlp"]["out"]["kernel"][block], theirs, atol=2e-6)
+
+
+def trained_here(folder, targets, alpha):
+    """A pipeline of ours with a random adapter, as training leaves it, and the file that is written of it."""
+    pipeline, lora = jaxdiff.load(folder), LoRA(3, alpha, targets)
+    network, rng = pipeline.transformer, np.random.default_rng(3)
+    shapes = new_adapters(network.params, find_targets(network, targets), lora, jax.random.key(0))
+    drawn = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+    pipeline = dataclasses.replace(pipeline, transformer=adapted(network, drawn, lora.scale))
+    return pipeline, save_lora(pipeline.transformer, folder.parent / "lora", lora)
+
+
+@pytest.mark.parametrize(("targets", "alpha"), [(ATTENTION, 3.0), (("attn2.to_k", "ffn.net.0.proj", "proj_out"), 7.5)])
+def test_an_adapter_of_wan_trained_here_is_read_by_diffusers(tmp_path, targets, alpha):
+    base = wan_transformer()
+    folder = save_wan(tmp_path / "wan", base)
+    ours, file = trained_here(folder, targets, alpha)
+    pipe = WanPipeline(tokenizer=None, text_encoder=None, transformer=base, vae=None, scheduler=None)
+    batch = wan_inputs(base.config, (3, 8, 8))
+    plain, _ = run_wan(pipe.transformer, *batch)
+    pipe.load_lora_weights(file.parent)
+    reference, _ = run_wan(pipe.transformer, *batch)
+    assert relative_error(plain, reference) > 1e-2
+    assert relative_error(ours.denoise(*batch), reference) <= 1e-5
+    assert relative_error(jaxdiff.load(folder, lora=file).denoise(*batch), reference) <= 1e-5
+
+
+def test_an_adapter_of_cogvideox_trained_here_is_read_by_diffusers(tmp_path):
+    changes, grid = cogvideox_reference.CASES["5b"]
+    base = cogvideox_reference.transformer(changes)
+    folder = cogvideox_reference.save(tmp_path / "cogvideox", base)
+    ours, file = trained_here(folder, ATTENTION, 2.0)
+    pipe = cogvideox_reference.pipeline(base)
+    pipe.load_lora_weights(file)
+    given = cogvideox_inputs(base.config, grid)
+    reference, _ = cogvideox_reference.run(pipe.transformer, given)
+    for pipeline in (ours, jaxdiff.load(folder, lora=file)):
+        assert relative_error(pipeline.denoise(given.latents, given.timestep, given.text), reference) <= 1e-5

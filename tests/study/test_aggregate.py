@@ -3,13 +3,18 @@
 import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.report import Estimate
 from jaxdiff.study.aggregate import aggregate, read_runs, run_aggregate
 from jaxdiff.study.predictions import FILE, unpack
+from jaxdiff.study.summary import lineage, told
+from jaxdiff.study.together import Part, exchanged, null_together
+from jaxdiff.workdir import Workdir, command_line
 from tests.study import fake
 
 
@@ -122,3 +127,61 @@ def test_a_damaged_file_of_predictions_is_named(folders, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(MissingDataError, match="torn"):
         read_runs([tmp_path / "torn"])
+
+
+def test_what_two_networks_say_of_the_same_clips_is_no_more_evidence_than_what_one_says():
+    rng = np.random.default_rng(0)
+    groups, labels = np.repeat(np.arange(30), 4), np.tile([True, True, False, False], 30)
+    signs = rng.choice([-1.0, 1.0], (3, 120))
+    here, elsewhere = (Part(world, signs, labels, groups) for world in ("a", "b"))
+    one, null = null_together([here])
+    np.testing.assert_allclose(one, 0.5 + (signs * np.where(labels, 1, -1)).mean(1) / 2)
+    assert np.abs(null.mean(0) - 0.5).max() < 0.005
+    twice, same = null_together([here, here])
+    np.testing.assert_allclose(twice, one)
+    np.testing.assert_allclose(same, null, atol=1e-6)
+    _, other = null_together([here, elsewhere])
+    np.testing.assert_allclose(other.var(0) / null.var(0), 0.5, rtol=0.15)
+    places = exchanged(groups[::-1], 5, (0, 0))
+    assert np.all(groups[::-1][places] == groups[::-1]) and np.all(np.sort(places) == np.arange(120))
+
+
+def test_every_source_is_tested_on_all_runs_together(folders, done):
+    result = json.loads((done / "result.json").read_bytes())
+    found, runs = result["statistics"], [json.loads((folder / "result.json").read_bytes()) for folder in folders]
+    for key in ("states", "structureless", "shuffled", "latents", "input"):
+        for metric in ("auc", "relative_error", "absolute_error"):
+            values = [run["statistics"][f"{key}.{metric}"]["value"] for run in runs]
+            assert found[f"{key}.{metric}"] == {
+                "mean": pytest.approx(np.mean(values)), "lowest": min(values), "highest": max(values)
+            }  # fmt: skip
+    assert found["states.permutation_p"] < 0.001 < 0.05 < found["shuffled.permutation_p"]
+    assert (found["states.cells"], found["states.cells_above_threshold"]) == (4, 2)
+    assert 0.5 < found["states.max_statistic_threshold"] < 0.7
+    values = [run["capacity"]["code_bits_per_clip"] for run in runs]
+    assert result["capacity"]["code_bits_per_clip"]["highest"] == max(values)
+    html = (done / "report.html").read_text()
+    assert "Statistics of every source" in html and "2 of 4" in html and "prequential code" in html
+
+
+def test_the_summary_holds_the_tables_and_where_they_come_from(folders, done):
+    text = (done / "summary.md").read_text()
+    result = json.loads((done / "result.json").read_bytes())
+    states = result["headline"]["states"]
+    assert f"| inverted states | states | {told(Estimate(**states))} |" in text
+    assert all(f" {folder.name} " in text for folder in folders)
+    assert "## Commands" in text and "## Machines" in text and f"numpy {np.__version__}" in text
+
+
+def test_a_summary_names_the_commands_of_all_that_a_run_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = {"vae": [], "seed1/model": ["--vae=vae/vae"], "study": ["--model=seed1/model/pipeline", "--seed=1"]}
+    for name, flags in made.items():
+        monkeypatch.setattr(sys, "argv", ["/somewhere/experiments/study.py", *flags, f"--workdir={name}"])
+        with Workdir(name, {}) as work, work.stage("invert"):
+            pass
+    found = lineage([tmp_path / "study"])
+    assert [folder.name for folder in found] == ["vae", "model", "study"]
+    assert command_line(found[tmp_path / "study"]["session"]) == (
+        "python -m experiments.study --model=seed1/model/pipeline --seed=1 --workdir=study"
+    )

@@ -18,7 +18,7 @@ import pytest
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
-from jaxdiff.data.datasets import Dataset, open_dataset
+from jaxdiff.data.datasets import LEAKING, Dataset, open_dataset
 from jaxdiff.data.inflevel import NO_TRAINING, PLAUSIBLE
 from jaxdiff.data.intphys2 import TYPES
 from jaxdiff.data.phyworld import NEUTRAL_PROMPT
@@ -36,13 +36,16 @@ from jaxdiff.probes.statistics import pairwise_accuracy
 from jaxdiff.store import ActivationStore
 from jaxdiff.study import study as studies
 from jaxdiff.study.aggregate import read_run
+from jaxdiff.study.batches import Batches, Prompts
 from jaxdiff.study.clips import described, store_metadata, told
 from jaxdiff.study.config import StudyConfig
 from jaxdiff.study.predictions import unpack
-from jaxdiff.study.reading import Batches, Prompts, invert_clips
-from jaxdiff.study.study import run_study
+from jaxdiff.study.probing import ProbeConfig, run_probe
+from jaxdiff.study.reading import invert_clips
+from jaxdiff.study.study import run_shard, run_study
 from jaxdiff.study.submission import Scored, SubmitConfig, best_threshold, run_submission, write_submission
 from ports.writer import save_pipeline
+from tests.text import write_text
 
 READ = {"frames": 5, "size": 32, "clips_per_device": 4}  # one shape, so that each program compiles once
 NOWHERE = "/nowhere"  # a study that gets as far as its model ends here
@@ -129,6 +132,43 @@ def test_a_study_of_numbers_that_goes_on_ends_in_the_same_bytes(parabolas):
         path.unlink()
     run_study(settings, folder)
     assert [path.read_bytes() for path in files] == before
+
+
+def test_a_study_of_numbers_is_probed_again_from_its_store(parabolas, tmp_path):
+    _, folder = parabolas
+    run_probe(ProbeConfig(folder, outer=2, inner=2), tmp_path)
+    (again, report), (before, _) = written(tmp_path), written(folder)
+    assert {key.partition(".")[0] for key in again["headline"]} == {"states", "untrained", "shuffled", "input"}
+    for key, entry in again["headline"].items():
+        assert entry == before["headline"][key]
+    assert (again["clips"], again["targets"], again["notes"]) == (12, before["targets"], before["notes"])
+    assert "R2 of every target" in report
+
+
+def test_with_the_leaking_prompt_every_clip_is_told_its_numbers_and_every_report_says_so(
+    parabolas, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JAXDIFF_CACHE", str(tmp_path / "cache"))
+    settings, _ = parabolas
+    model = shutil.copytree(settings.model, tmp_path / "model")
+    write_text(model)
+    index = json.loads((model / "model_index.json").read_text())
+    index |= {"text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"]}
+    (model / "model_index.json").write_text(json.dumps(index))
+    leaking = dataclasses.replace(settings, model=str(model), leaking_prompt=True, controls=())
+    run_study(leaking, tmp_path / "run")
+    run_probe(ProbeConfig(tmp_path / "run", outer=2, inner=2), tmp_path / "again")
+    for folder in (tmp_path / "run", tmp_path / "again"):
+        result, report = written(folder)
+        assert LEAKING in result["notes"] and html.escape(LEAKING) in report
+        assert "states.x0_published" in result["headline"]
+    told, plain = (
+        ActivationStore.open(run / "store/trained").read("block_out.mean") for run in (tmp_path / "run", parabolas[1])
+    )
+    assert np.abs(told - plain).max() > 1e-3
+    assert (
+        len(list((tmp_path / "cache" / "text").iterdir())) == 14
+    )  # a prompt a clip, the damaged one's too, and the empty one
 
 
 def test_a_study_of_numbers_is_not_compared_as_one_of_labels(parabolas):
@@ -245,6 +285,29 @@ def test_inflevel_is_scored_by_surprise_alone_and_its_tables_written(checkpoint,
     assert (tmp_path / "gravity.tsv").read_bytes() == before
     with pytest.raises(ConfigError, match="do not allow any training"):
         dataclasses.replace(settings, store=tmp_path / "noised")
+
+
+# -------------------------------------------------------------------------------------------- several processes
+
+
+def test_clips_inverted_by_several_processes_give_the_bytes_of_one(checkpoint, intphys2, tmp_path, monkeypatch):
+    real = studies.make_sources
+    monkeypatch.setattr(studies, "make_sources", lambda *args, **kwargs: real(*args, **kwargs)[:1])
+    settings = config(checkpoint, "intphys2", intphys2, capacity=False)
+    run_study(settings, tmp_path / "one")
+    for shard in ((1, 2), (0, 2)):
+        run_shard(settings, tmp_path / "two", shard)
+        half = ActivationStore.open(tmp_path / "two/store/trained")
+        assert half.finished() == set(range(1, 16, 2)) | (set(range(0, 16, 2)) if shard[0] == 0 else set())
+    run_study(settings, tmp_path / "two")
+    assert not (tmp_path / "two/store/trained/index.jsonl").read_bytes()  # nothing was left to invert
+    for name in ("result.json", "probe.csv", "predictions.npz"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+
+
+def test_processes_cannot_share_a_study_that_still_writes_its_scenes(checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"make_world.*--dataset=intphys"):
+        run_shard(config(checkpoint, "world", None, subset=False), tmp_path, (0, 2))
 
 
 # -------------------------------------------------------------------------------------------------- submissions

@@ -1,6 +1,7 @@
 """A video encoder's states as the probes see them: one candidate per block and pooling, clip by clip."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 
 from jaxdiff.data.clip import Clip
 from jaxdiff.encoder import Encoder
-from jaxdiff.errors import ConfigError
+from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.models.network import Network
 from jaxdiff.models.vision import VJEPA2, PictureConfig, ResNet, ResNetConfig, VJEPA2Config
+from jaxdiff.study.config import StudyConfig, encoder_name
 from jaxdiff.study.encoders import read_encoder
 from jaxdiff.study.features import Candidate
+from jaxdiff.study.models import refuse_missing_encoders
 from jaxdiff.study.reading import Reading
 from jaxdiff.study.sources import blocks_and_input
 
@@ -82,3 +85,12 @@ def test_stages_of_a_resnet_are_arrays_of_their_own_and_see_every_frame(clips):
 def test_taps_without_block_outputs_name_no_pooling(encoder, clips):
     with pytest.raises(ConfigError, match=r"taps=mlp_out\.mean read no block_out"):
         read_encoder(encoder, clips, dataclasses.replace(READING, taps=("mlp_out.mean",)))
+
+
+def test_an_encoder_that_was_trained_here_is_named_after_its_run(tmp_path):
+    assert encoder_name(Path("runs/seed1/vjepa/encoder")) == "vjepa"
+    assert encoder_name(Path("vjepa2-vitl")) == "vjepa2-vitl" and encoder_name(Path("encoder")) == "encoder"
+    with pytest.raises(ConfigError, match="one name"):
+        StudyConfig("nano", encoders=(Path("a/vjepa/encoder"), Path("b/vjepa")))
+    with pytest.raises(MissingDataError, match=r"config\.json"):
+        refuse_missing_encoders(StudyConfig("nano", encoders=(tmp_path,)))

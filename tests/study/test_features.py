@@ -13,12 +13,15 @@ from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.flow.schedule import UniPCFlow
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan import Wan, WanTransformer, WanTransformerConfig
-from jaxdiff.pipeline import Pipeline
+from jaxdiff.pipeline import Pipeline, outline
 from jaxdiff.store import ActivationStore
+from jaxdiff.study import memory
 from jaxdiff.study.config import StudyConfig
 from jaxdiff.study.controls import untrained
 from jaxdiff.study.features import Candidate, Features, kept_features, stored_features
 from jaxdiff.study.inputs import _noised, pooled_inputs
+from jaxdiff.study.memory import reading_bytes
+from jaxdiff.study.models import folders, refuse_large_study
 from jaxdiff.study.reading import Reading
 from jaxdiff.study.study import whole_groups
 
@@ -156,3 +159,25 @@ def test_every_pooling_of_block_outputs_also_reads_what_enters_the_first_block()
 def test_a_study_refuses_levels_without_zero_or_out_of_order(sigmas):
     with pytest.raises(ConfigError, match="capture_sigmas"):
         StudyConfig("nano", capture_sigmas=sigmas)
+
+
+def test_a_study_that_does_not_fit_into_memory_is_refused_before_its_model_is_loaded(monkeypatch):
+    config = StudyConfig(
+        "nano", "nano", frames=17, size=32, steps=20, time_budget=60.0, scenes=200, error_steps=0,
+        taps=("block_out.mean", "block_out.grid"), controls=("untrained", "noised", "gaussian"),
+    )  # fmt: skip
+    clips, slots = 12 * 200, 10
+    found = reading_bytes(outline(folders(config)["trained"]), config.reading(), (17, 32, 32, 3), clips, slots)
+    mean = clips * slots * 128 * 4
+    grid = 5 * 16 * mean  # five latent frames of 4 x 4 cells
+    assert found == {
+        "block_out.mean": 5 * mean, "block_out.grid": 5 * grid, "input.mean": mean, "input.grid": grid
+    }  # fmt: skip
+    readings = 5  # trained, structureless, untrained, noised, gaussian
+    needed = int(readings * sum(found.values()) / memory.SHARE)
+    monkeypatch.setattr(memory, "memory", lambda: needed)
+    refuse_large_study(config, None)
+    monkeypatch.setattr(memory, "memory", lambda: needed - 10)
+    told = r"2400 clips would take 29\.\d GB.*5 readings \(trained, structureless, untrained, noised, gaussian\).*block_out\.grid 4\.\d GB.*--taps"
+    with pytest.raises(ConfigError, match=told):
+        refuse_large_study(config, None)

@@ -12,10 +12,11 @@ import jaxdiff
 from jaxdiff.data.clip import Clip
 from jaxdiff.data.video import read_video
 from jaxdiff.flow import invert
+from jaxdiff.study.batches import Encoded
 from jaxdiff.study.budget import seconds_per_clip
 from jaxdiff.study.inputs import read_noised, surprise
 from jaxdiff.study.inversion import measure
-from jaxdiff.study.reading import Encoded, Reading, invert_clips
+from jaxdiff.study.reading import Reading, invert_clips
 from tests import wan_variants as variants
 
 READING = Reading(frames=5, steps=2, capture_at=(0, 1), clips_per_device=1)

@@ -48,6 +48,9 @@ def test_the_workdir_of_a_study_gives_all_that_it_stored_and_the_statistics_of_a
     alone = json.loads((tmp_path / "alone/result.json").read_bytes())
     assert alone["headline"]["states"] == result["headline"]["states"] and alone["capacity"] == result["capacity"]
     assert alone["protocols"]["published"]["states"] == result["protocols"]["published"]["states"]
+    assert (alone["clips"], alone["scenes"]) == (48, 12) and (tmp_path / "alone/DONE").exists()
+    assert alone["headline"]["states"]["value"] > 0.85 > alone["headline"]["shuffled"]["value"]
+    assert alone["protocols"]["published"].keys() == {"states", "shuffled"}
 
 
 def test_stores_that_do_not_belong_together_are_refused(tmp_path):
@@ -55,18 +58,6 @@ def test_stores_that_do_not_belong_together_are_refused(tmp_path):
     write_store(tmp_path / "study/store/untrained", fake.clips(4), {})
     with pytest.raises(ConfigError, match="trained and untrained are not about the same clips"):
         run_probe(ProbeConfig(tmp_path / "study"), tmp_path / "run")
-
-
-def test_a_study_s_store_is_probed_under_both_protocols(tmp_path):
-    clips = fake.clips()
-    write_store(tmp_path / "store", clips, {CLIP_LABELS: label_table(clips)})
-    config = ProbeConfig(tmp_path / "store", outer=3, inner=2, published_seeds=2)
-    run_probe(config, tmp_path / "run")
-    result = json.loads((tmp_path / "run/result.json").read_bytes())
-    assert (result["clips"], result["scenes"]) == (48, 12)
-    assert result["headline"]["states"]["value"] > 0.85 > result["headline"]["shuffled"]["value"]
-    assert result["protocols"]["published"].keys() == {"states", "shuffled"}
-    assert (tmp_path / "run/DONE").exists()
 
 
 def test_a_store_without_labels_says_how_to_give_them(tmp_path):

@@ -17,7 +17,8 @@ from jaxdiff.mesh import data_mesh
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan import Wan, WanTransformer, WanTransformerConfig
 from jaxdiff.pipeline import Pipeline
-from jaxdiff.study.reading import Batches, Encoded, Reading, coarse_error, open_store
+from jaxdiff.study.batches import Batches, Encoded
+from jaxdiff.study.reading import Reading, coarse_error, open_store
 
 CLIPS = [Clip(f"clip{i}", Path(f"/nowhere/{i}"), f"g{i // 4}", "O1", i % 2 == 0) for i in range(7)]
 

@@ -7,6 +7,7 @@ without a mask sees no difference between one zero token and three, since all th
 """
 
 import difflib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxdiff.errors import ConfigError
 MOTIONS = ("slides-left", "slides-right", "hops-left", "hops-right")
 WORDS = (*COLOURS, *SHAPES, *MOTIONS, "nothing")
 NOTHING = len(WORDS) - 1
+LENGTH = 3  # words of a prompt
 
 
 def words(thing: Thing) -> jax.Array:
@@ -64,3 +66,23 @@ def encode(prompt: str, text_dim: int) -> np.ndarray:
                 f"the prompt's word {word!r} is unknown to the generated world.{hint} Known: {', '.join(WORDS)}."
             )
     return table(text_dim)[[WORDS.index(word) for word in spoken]] if spoken else empty(text_dim)
+
+
+def encode_all(prompts: Sequence[str], text_dim: int) -> np.ndarray:
+    """Embed prompts of as many words as `words` makes, or of none: float32 `[B, 3, text_dim]`.
+
+    Raises
+    ------
+    ConfigError
+        For a word that the world does not know, or another number of words.
+    """
+    if odd := [prompt for prompt in prompts if len(prompt.split()) not in (0, LENGTH)]:
+        raise ConfigError(
+            f"the prompt {odd[0]!r} has {len(odd[0].split())} words; the generated world speaks in {LENGTH}: colour shape motion"
+        )
+    return np.stack([np.broadcast_to(encode(prompt, text_dim), (LENGTH, text_dim)) for prompt in prompts])
+
+
+def as_text(indices: np.ndarray) -> str:
+    """The written prompt of word indices `[N]`."""
+    return " ".join(WORDS[int(i)] for i in indices)

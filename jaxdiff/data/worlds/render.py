@@ -45,15 +45,20 @@ def _pixels(config):
     return centres[None, None, :], centres[None, :, None]  # x [1, 1, W], y [1, H, 1]
 
 
+def outlines(dx: jax.Array, dy: jax.Array, r: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Signed distances from the outlines of SHAPES of radius r of points at (dx, dy) from the centre, in the order of SHAPES."""
+    disc = jnp.sqrt(dx * dx + dy * dy) - r
+    square = jnp.maximum(jnp.abs(dx), jnp.abs(dy)) - 0.88 * r
+    triangle = jnp.maximum(dy - r, (2.0 * jnp.abs(dx) - dy - r) * 5.0**-0.5)
+    return disc, square, triangle
+
+
 def _thing_cover(config: WorldConfig, thing: Thing) -> tuple[jax.Array, jax.Array]:
     """Coverage `[T, H, W]` of one thing, inside the square of half side `radius`, and its centre `[T, 2]`."""
     centre = trajectory(config, thing)
     x, y = _pixels(config)
     dx, dy = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
-    r = thing.radius
-    disc = jnp.sqrt(dx * dx + dy * dy) - r
-    square = jnp.maximum(jnp.abs(dx), jnp.abs(dy)) - 0.88 * r
-    triangle = jnp.maximum(dy - r, (2.0 * jnp.abs(dx) - dy - r) * 5.0**-0.5)
+    disc, square, triangle = outlines(dx, dy, thing.radius)
     distance = jnp.where(thing.shape == 0, disc, jnp.where(thing.shape == 1, square, triangle))
     return _cover(distance * config.size) * thing.present, centre
 

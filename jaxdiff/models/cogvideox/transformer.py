@@ -170,39 +170,36 @@ class Attention(nnx.Module):
         self.query_norm = LayerNorm(config.attention_head_dim, QK_EPS)
         self.key_norm = LayerNorm(config.attention_head_dim, QK_EPS)
 
-    def __call__(self, x, rope, tokens: int, frames: int | None, between=(None, None)):
+    def __call__(self, x, rope, tokens: int, frames: int | None, between=None):
         """x [B, N + S, D] -> [B, N + S, D], and with `frames` the frame map [B, K, T', T'] of its last S = `tokens`.
 
-        `between` are an edit's factors on the attention of the whole sequence, and among the video's tokens.
+        `between` are an edit's factors on the attention of the whole sequence.
         """
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (self.query(x), self.key(x), self.value(x)))
         q, k = self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype)
         if rope is not None:
             q, k = kernels.rotate_pairs(q, *rope), kernels.rotate_pairs(k, *rope)
-        whole, among = between
-        out = self.out(kernels.attention(q, k, v, between=whole).reshape(x.shape))
+        frame_map = None
         if frames is None:
-            return out, None
-        # A softmax of its own, over the video's keys only; its output is not used, and not computed.
-        q, k, v = (y[:, -tokens:] for y in (q, k, v))
-        return out, kernels.attention_with_frame_map(q, k, v, frames=frames, between=among)[1]
+            out = kernels.attention(q, k, v, between=between)
+        else:
+            text = x.shape[1] - tokens
+            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, prefix=text, between=between)
+        return self.out(out.reshape(x.shape)), frame_map
 
 
-def _between(
-    tap: BlockReader, batch: int, heads: int, text_tokens: int, tokens: int
-) -> tuple[kernels.Between | None, kernels.Between | None]:
-    """What edits make of the attention of the whole sequence and among the `tokens` of the video. In the sequence the text is
-    one group and each frame another; the text sees everything."""
+def _between(tap: BlockReader, batch: int, heads: int, text_tokens: int, tokens: int) -> kernels.Between | None:
+    """What edits make of the attention of the whole sequence, `tokens` of which are the video's. In it the text is one group
+    and each frame another; the text sees everything."""
     frames = tap.grid[0]
     factors, text = tap.factors(MAP_SITE, (batch, heads, frames, frames)), tap.factors(TEXT_SITE, (batch, heads, 1, 1))
     if factors is None and text is None:
-        return None, None
+        return None
     factors = jnp.ones((batch, heads, frames, frames), jnp.float32) if factors is None else factors
     text = jnp.ones((batch, heads, 1, 1), jnp.float32) if text is None else text
     video = jnp.concatenate([jnp.broadcast_to(text, (batch, heads, frames, 1)), factors], -1)
     whole = jnp.concatenate([jnp.ones((batch, heads, 1, 1 + frames), jnp.float32), video], 2)
-    among = kernels.Between.frames(factors, tokens)
-    return kernels.Between(whole, np.concatenate([np.zeros(text_tokens, int), 1 + among.groups])), among
+    return kernels.Between(whole, np.repeat(np.arange(1 + frames), [text_tokens] + frames * [tokens // frames]))
 
 
 class Modulation(nnx.Module):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.cogvideox.vae_layers import ConditionedNorm, Downsample, GroupNorm, Memory, ResidualBlock, Upsample
+from jaxdiff.models.cogvideox.vae_layers import ConditionedNorm, Downsample, Memory, ResidualBlock, Upsample
 from jaxdiff.models.convolutions import CausalConv3d
-from jaxdiff.models.layers import ConfigFromDict
+from jaxdiff.models.layers import ConfigFromDict, GroupNorm
 from jaxdiff.models.streaming import check_video, stream
 
 # Video frames, and latent frames, that the network was trained to see at once; constants of the reference.

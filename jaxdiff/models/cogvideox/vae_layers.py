@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxdiff.models import streaming
 from jaxdiff.models.convolutions import CausalConv3d, Conv2d
-from jaxdiff.models.layers import Linear
+from jaxdiff.models.layers import GroupNorm, Linear
 
 CONDITIONED_EPS = 1e-6  # of the norms that latents modulate; a constant of the reference
 
@@ -22,22 +22,6 @@ class Memory(streaming.Memory):
     def recall(self, like: jax.Array, frames: int) -> jax.Array:
         """The calling layer's last `frames` frames, or the first frame of `like` as often."""
         return jnp.repeat(like[:, :1], frames, axis=1) if self.empty else super().recall(like, frames)
-
-
-class GroupNorm(nnx.Module):
-    """Normalise over the frames and pixels of a chunk and the channels of a group, in float32: same dtype as x."""
-
-    def __init__(self, width: int, groups: int, eps: float):
-        self.groups, self.eps = groups, eps
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
-        y = y - y.mean((1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), (1, 3), keepdims=True) + self.eps)
-        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
-        return (y.reshape(x.shape) * scale + bias).astype(x.dtype)
 
 
 class ConditionedNorm(nnx.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.errors import CheckpointError, ConfigError
+from jaxdiff.errors import CheckpointError, ConfigError, MissingDataError
 from jaxdiff.models.network import Network
 from jaxdiff.models.text import tokenizer as tokenizers
 
@@ -207,3 +207,25 @@ def _write(file: Path, embedding: np.ndarray, mask: np.ndarray) -> None:
             "written, or to nothing to keep none",
             stacklevel=2,
         )
+
+
+def encoder_of(prompt: Any, family: Any, encoder: TextEncoder | None, text_dim: int) -> TextEncoder:
+    """The text encoder of a checkpoint of this `family`, to embed `prompt` with.
+
+    Raises
+    ------
+    MissingDataError : it has none, or none that is ported; says how to do without.
+    """
+    if family.text is None:
+        raise MissingDataError(
+            f"cannot embed the prompt {prompt!r}: the text encoder of {family.name} is not ported. Pass text embeddings "
+            f"computed elsewhere, as its published pipeline makes them: condition(text=array [B, N, {text_dim}]), or "
+            "--text_embeddings=FILE.npy on the command line"
+        )
+    if encoder is None:
+        raise MissingDataError(
+            f"cannot embed the prompt {prompt!r}: the checkpoint folder has no text encoder (text_encoder/ and "
+            f"tokenizer/). Pass text embeddings computed elsewhere: condition(text=array [B, N, {text_dim}]), or "
+            "--text_embeddings=FILE.npy|zeros on the command line; zeros is not the same as the empty prompt"
+        )
+    return encoder

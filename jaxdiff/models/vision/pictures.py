@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import ConfigError
@@ -210,3 +212,40 @@ def _crop(size: Any) -> tuple[int, int]:
         case (int(height), int(width)) | {"height": int(height), "width": int(width)}:
             return height, width
     raise ConfigError(f"image processor: crop_size={size!r} is not supported; a height and a width are")
+
+
+def first_picture(image, frame: int) -> tuple[Any, int | None]:
+    """A picture [B, H, W, 3], and the number of frames if it is taken out of a video."""
+    shape = np.shape(image)
+    if len(shape) not in (3, 4, 5) or shape[-1] != 3:
+        raise ConfigError(f"an image must be [H, W, 3], [B, H, W, 3], or a video [B, T, H, W, 3]; got {shape}")
+    image = image if isinstance(image, jax.Array) else np.asarray(image)
+    if image.dtype != np.uint8 and not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ConfigError(f"an image must be uint8, or float in [-1, 1]; got {image.dtype}")
+    if len(shape) == 5:
+        return image[:, frame], shape[1]
+    return (image[None] if len(shape) == 3 else image), None
+
+
+def as_floats(video: jax.Array) -> jax.Array:
+    """uint8 as float32 in [-1, 1]; anything else as it is."""
+    return video.astype(jnp.float32) / 127.5 - 1.0 if video.dtype == jnp.uint8 else video
+
+
+def as_bytes(picture: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1] as uint8; bytes as they are."""
+    if picture.dtype == np.uint8:
+        return picture
+    return np.clip(np.round((picture.astype(np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def image_fields(
+    pipeline: Any, first: jax.Array, last: jax.Array | None, pixels: Any, *, frames: int
+) -> dict[str, Any]:
+    """What the conditioning of a video of `frames` frames that begins with `first` (and ends with `last`), [B, H, W, 3], has
+    of them; `pixels` are the same pictures as the image encoder takes them, None where the network takes no tokens."""
+    tokens = None
+    if pixels is not None:
+        tokens = jnp.concatenate([pipeline.image_encoder(part).penultimate for part in pixels], 1)
+    last = None if last is None else as_floats(last)
+    return pipeline.family.image_fields(pipeline, as_floats(first), last, tokens, frames)
