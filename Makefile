@@ -49,7 +49,7 @@ demo: env
 # number of scenes were fixed on worlds 0-9 before any of these worlds was looked at.
 STUDY := runs/study
 STUDY_TAPS := block_out.mean,block_out.frame_mean,self_attention_map.frame_map
-STUDY_SCENES := 100
+STUDY_SCENES := 60
 STUDY_SOLVER := euler
 STUDY_SEEDS := 1 2 3
 STUDY_WORLDS := 200 201 202

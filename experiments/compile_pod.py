@@ -12,11 +12,11 @@ import dataclasses
 import importlib.util
 import math
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments._collectives import collectives
 from experiments._flags import setting
 from experiments._main import run_binary
 from jaxdiff.errors import ConfigError
@@ -179,8 +179,11 @@ def outlined(config: Config, mesh: "Mesh") -> "Pipeline":
 
 
 def compile_program(config: Config, mesh: "Mesh") -> Any:
-    """The compiled program."""
-    return PROGRAMS[config.program](config, mesh, outlined(config, mesh))
+    """The compiled program, with the kernels of its devices."""
+    from jaxdiff.kernels import compiling_for
+
+    with compiling_for(mesh.devices.flat[0].platform, devices=mesh.size):
+        return PROGRAMS[config.program](config, mesh, outlined(config, mesh))
 
 
 def _batch(config: Config, mesh: "Mesh", pipeline: "Pipeline", axes: tuple[str, ...]) -> tuple[Any, Any]:
@@ -342,57 +345,6 @@ def flops(config: Config) -> float:
     # Backward through activations is one forward, through weights the products once more; remat is another forward. Of
     # attention, both factors are activations, and scores are formed again, which is half of it.
     return once * (2 + config.remat) + 1.5 * scores + (products if config.program == "finetune" else 0.0)
-
-
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1, "f64": 8, "s64": 8, "u64": 8}
-
-
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """Kind -> how often and how many bytes a device receives, loops counted as often as they run."""
-    bodies: dict[str, list[str]] = {}
-    name, entry = "", ""
-    for line in hlo.splitlines():
-        opening = re.match(r"^(ENTRY )?%?([\w.-]+) \(.*\{$", line)
-        if opening:
-            name = opening[2]
-            entry = name if opening[1] else entry
-            bodies[name] = []
-        elif name:
-            bodies[name].append(line)
-    found: dict[str, dict[str, int]] = {}
-
-    def walk(computation: str, times: int) -> None:
-        for line in bodies.get(computation, ()):
-            loop = re.search(r" while\(.*condition=%?([\w.-]+), body=%?([\w.-]+)", line)
-            if loop:
-                walk(loop[2], times * _trips(line, bodies.get(loop[1], [])))
-                continue
-            for called in re.findall(r"(?:calls|to_apply|branch_computations)=\{?([%\w., -]+)\}?", line):
-                for part in called.split(","):
-                    walk(part.strip().lstrip("%"), times)
-            kind = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
-            if kind:
-                sizes = [_bytes(*shape) for shape in re.findall(r"(\w+)\[([\d,]*)\]", kind[1])]
-                # A start holds operands and results; the larger is what was gathered, or what is scattered.
-                entry = found.setdefault(kind[2], {"count": 0, "bytes": 0})
-                entry["count"] += times
-                entry["bytes"] += times * (max(sizes, default=0) if kind[3] else sum(sizes))
-
-    walk(entry, 1)
-    return found
-
-
-def _trips(line: str, condition: list[str]) -> int:
-    """How often a loop runs: what the compiler noted, or the bound that its counter is compared with."""
-    noted = re.search(r"known_trip_count\W+n\W+(\d+)", line)
-    if noted:
-        return int(noted[1])
-    return max((int(bound) for bound in re.findall(r" constant\((\d+)\)", "\n".join(condition))), default=1)
-
-
-def _bytes(kind: str, dims: str) -> int:
-    return BYTES.get(kind, 0) * math.prod(int(n) for n in dims.split(",") if n)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ class Config:
         "rules", "Who judges: rules on tracks or a trained network, both for the generated world, or a language model."
     )
     held_out: Literal["auto", "rules", "network", "endpoint", "none"] = setting(
-        "auto", "A critic that nothing is tuned on, against reward hacking; auto: network beside rules, else rules."
+        "auto",
+        "A critic that nothing is tuned on, against reward hacking; auto: with --prompts=world network beside rules and rules "
+        "beside others, else none.",
     )
     tune: Literal["rwr", "objective"] = setting("rwr", "Reward-weighted regression, or the paper's objective.")
     beta: float = setting(

@@ -28,7 +28,7 @@ class Config:
     steps: int = setting(250, "Fine-tuning steps.")
     batch: int = setting(32, "Clips per step.")
     learning_rate: float = setting(5e-4, "Of AdamW, after the warm-up.")
-    field_steps: int = setting(2000, "Steps of each motion field.")
+    field_steps: int = setting(1000, "Steps of each motion field.")
     change: float = setting(0.01, "What guidance changes of the predicted clean latent in a guided step, relative.")
     samples: int = setting(2, "Clips of each of the 72 prompts, a method and a seed.")
     sampling_steps: int = setting(24, "Steps of the sampler.")

@@ -66,9 +66,9 @@ def run(config: Config, workdir: Path) -> None:
             clips = Corpus(store, training.in_memory)
         with progress("train motion field", config.steps, unit="steps") as task:
             network = train_motion_field(training, store, clips, rows, mesh, workdir, reporter(work, task))
+        save_motion_field(network, workdir / "motion_field")
         with work.stage("measure"):
             found = measure(training, network, clips, rows, aside)
-        save_motion_field(network, workdir / "motion_field")
         work.write_result(
             {
                 "headline": {"skill": found["field"].skill, "cosine": found["field"].cosine},

@@ -33,7 +33,8 @@ _NAMES = {
     "tap_sites": "jaxdiff.pipeline",
 }
 _ROOMS = (
-    "data", "errors", "flow", "generation", "kernels", "lamo", "mesh", "models", "physics", "probes", "report", "store", "study", "taps", "train",
+    "data", "errors", "flow", "generation", "kernels", "lamo", "mesh", "models", "physics", "probes", "report", "store",
+    "study", "taps", "train",
 )  # fmt: skip
 
 __all__ = [

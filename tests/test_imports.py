@@ -46,9 +46,9 @@ ALLOWED["experiments"] = {*ALLOWED, "jaxdiff"}
 # The public surface resolves names lazily, so that its edges cost nothing.
 ALLOWED["jaxdiff"] = {*ALLOWED} - {"experiments"}
 
-# Edges against the grain, inside functions only: jaxdiff.load and load_encoder find the tables of ports when called, fine-tuning
-# the published names of layers there, and the
-# commands among ports are binaries, whose command lines are those of all binaries.
+# Edges against the grain, inside functions only: jaxdiff.load and load_encoder find the tables of ports when called,
+# fine-tuning finds the published names of layers there, small networks of ours are saved there, and the commands among
+# ports are binaries, whose command lines are those of all binaries.
 BACK_EDGES = {
     ("jaxdiff/pipeline.py", "ports"),
     ("jaxdiff/encoder.py", "ports"),
@@ -61,7 +61,12 @@ BACK_EDGES = {
 # library -> the rooms that may import it; "einops", "jax" and "numpy" may be used anywhere.
 EVERYWHERE = {"einops", "jax", "numpy"}
 OWNERS = {
-    "PIL": {"data", "models", "physics", "report"},  # in models: published preprocessing of pictures is Pillow's resizing
+    "PIL": {
+        "data",
+        "models",
+        "physics",
+        "report",
+    },  # in models: published preprocessing of pictures is Pillow's resizing
     "absl": {"experiments"},
     "av": {"data"},
     "chex": {"models", "flow", "train"},

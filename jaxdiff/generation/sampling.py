@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import ConfigError
 from jaxdiff.flow import DivergedError, DynamicGuidance, Trajectory, sample
 from jaxdiff.flow.guidance import acting
+from jaxdiff.flow.placement import Placement, per_device, placement_of
 from jaxdiff.lamo import MotionGuidance
 from jaxdiff.mesh import MicroBatch, data_mesh, micro_batches, replicate, shard_batch
 from jaxdiff.pipeline import Pipeline
@@ -145,9 +147,11 @@ def generate(
     ConfigError : as `latents_shape`, and as `jaxdiff.sample`.
     DivergedError : a state became NaN or infinite; names the prompt and the step.
     """
-    runs = _trajectories(pipeline, prompts, sampling, samples, todo, guide, told, data_mesh() if mesh is None else mesh)
-    for batch, trajectory in runs:
-        videos = np.asarray(_pixels(pipeline.decode(trajectory.latents)))
+    mesh = data_mesh() if mesh is None else mesh
+    pipeline = replicate(pipeline, mesh)
+    for batch, trajectory in _trajectories(pipeline, prompts, sampling, samples, todo, guide, told, mesh):
+        latents = trajectory.latents
+        videos = np.asarray(_pixels(pipeline, latents, placement=placement_of(pipeline, latents)))
         metrics = {name: np.asarray(value) for name, value in trajectory.metrics.items()}
         for row, index in enumerate(batch.clip_ids[: batch.real].tolist()):
             if report is not None:
@@ -213,9 +217,14 @@ def _key(seed: int, prompt: str, number: int) -> jax.Array:
     return jax.random.fold_in(key, number)
 
 
-@jax.jit
-def _pixels(video: jax.Array) -> jax.Array:
-    return jnp.round((jnp.clip(video, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+@functools.partial(jax.jit, static_argnames="placement")
+def _pixels(pipeline: Pipeline, latents: jax.Array, *, placement: Placement | None) -> jax.Array:
+    """Videos uint8 [B, T, H, W, 3]; every device decodes its own clips, so that none depends on how many devices there are."""
+
+    def run(pipeline, latents):
+        return jnp.round((jnp.clip(pipeline.decode(latents), -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+    return per_device(run, placement, pipeline, latents, latents.shape[0], lambda axis: PartitionSpec(axis))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -130,7 +130,8 @@ def skills(network: Network, training: Iterable[tuple], held_out: Iterable[tuple
     "field" : the network, told the prompt; "field without prompt": the null condition.
     "mean" : the training clips' mean difference of each pair, position and channel: what needs no input.
     "block matching" : `matched_shift` with blocks of `BLOCK` and shifts of up to `RADIUS` latent positions. It sees the later
-        frame: what translation explains of it, and thereby a ceiling for predictions that move what is there.
+        frame: what translation explains. A ceiling for predictions that move what is there, and for no others: things that
+        appear or vanish are not translated.
     """
     lag = network.config.lag
     total, count = np.zeros(()), 0

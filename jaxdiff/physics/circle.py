@@ -77,8 +77,17 @@ def train_circle(
 
     recipe = Recipe(steps, 5e-4, warmup=1, decay=0.0, b2=0.999, seed=seed)
     points = np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
-    options = {"workdir": workdir, "report": report, "report_every": EPOCH, "checkpoint_every": 20 * EPOCH}
-    return start.replace(fit(loss, start.params, recipe, points, **options).params)
+    state = fit(
+        loss,
+        start.params,
+        recipe,
+        points,
+        workdir=workdir,
+        report=report,
+        report_every=EPOCH,
+        checkpoint_every=20 * EPOCH,
+    )
+    return start.replace(state.params)
 
 
 def circle_scores(network: Network, seed: int = 0, count: int = 1000) -> dict[str, float]:

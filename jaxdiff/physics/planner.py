@@ -190,6 +190,6 @@ def spoken(prompt: str) -> tuple[str, str, str]:
         raise ConfigError(
             f"the prompt {prompt!r} is none of the generated world, whose rules are known; its prompts are a colour "
             f"({', '.join(COLOURS)}), a shape ({', '.join(SHAPES)}) and a motion ({', '.join(MOTIONS)}). "
-            "For other prompts take --planner=endpoint and --critic=endpoint"
+            "For other prompts take --planner=endpoint, --critic=endpoint and --held_out=none"
         )
     return words

@@ -39,6 +39,9 @@ VIOLATIONS = {
 }
 """What happens -> the laws that it breaks. A kick turns a thing back that nothing touches; float: it stops falling in the air."""
 
+MIXED = tuple(kind for broken in VIOLATIONS if broken != "nothing" for kind in ("nothing", broken))
+"""Kinds by which half of the clips break a law."""
+
 EDGE = 4  # frames at either end in which nothing happens, so that there is a before and an after to see
 SHRINKS = 0.8  # to this of the radius; a thing is still told from a distractor then
 KICK = 0.03  # by which the speed changes, of the frame's side in a frame; things move at .02 at most

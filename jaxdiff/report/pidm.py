@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxdiff.report.figures import WIDTH, end_labels
 from jaxdiff.report.style import DIVERGING, color, styled
@@ -26,6 +27,7 @@ def residual_curve(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], 
         labels.append((name, value, color("soft")))
     axis.set_yscale("log")
     axis.grid(axis="y")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("training step")
     axis.set_ylabel("mean |residual| of generated fields")
     end_labels(axis, labels, height * 0.8)
@@ -35,17 +37,17 @@ def residual_curve(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], 
 @styled
 def fields(rows: Sequence[tuple[str, np.ndarray]]) -> Figure:
     """Maps [C, n, n], a row for each quantity of each set: ``(name, maps)``. A quantity that has both signs is centred at zero
-    and coloured by sign; colours of a quantity ("data: pressure" and "generated: pressure") share a scale."""
+    and coloured by sign; colours of a quantity ("data: pressure" and "generated: pressure") have the scale of its first row."""
     across = max(len(maps) for _, maps in rows)
     cell, left, gap = 1.25, 1.5, 0.06
     bar = 0.75
     figure = Figure((left + across * (cell + gap) + bar, len(rows) * (cell + gap) + 0.1))
     width, height = figure.get_size_inches()
-    scales: dict[str, list[np.ndarray]] = {}
+    scales: dict[str, np.ndarray] = {}
     for name, maps in rows:
-        scales.setdefault(name.split(": ")[-1], []).append(np.ravel(maps))
+        scales.setdefault(name.split(": ")[-1], np.ravel(maps))
     for r, (name, maps) in enumerate(rows):
-        values = np.concatenate(scales[name.split(": ")[-1]])
+        values = scales[name.split(": ")[-1]]
         reach = float(np.quantile(np.abs(values), 0.995)) or 1.0
         signed = values.min() < -0.05 * reach
         colours, least = (DIVERGING, -reach) if signed else ("viridis", 0.0)

@@ -23,7 +23,7 @@ from jaxdiff.physics.endpoint import EndpointCritic, EndpointPlanner
 from jaxdiff.physics.network_critic import NetworkCritic, load_critic, save_critic, train_critic
 from jaxdiff.physics.objectives import PhysicsObjective, WeightedClips, effective_sample_size, reward_weights
 from jaxdiff.physics.planner import Plan, Planner, WorldPlanner
-from jaxdiff.physics.violations import VIOLATIONS, Clips, clips
+from jaxdiff.physics.violations import MIXED, Clips, clips
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.probes import statistics
 from jaxdiff.progress import progress
@@ -124,7 +124,7 @@ class DiffPhy:
             return load_critic(path)
         config, sampling = self.config, self.config.sampling()
         with self.work.stage("critic"), progress("train the critic", config.critic_steps, unit="steps") as task:
-            drawn = clips(WorldConfig(sampling.frames, sampling.height), config.seed, config.critic_clips)
+            drawn = clips(WorldConfig(sampling.frames, sampling.height), config.seed, config.critic_clips, MIXED)
             drawn = drawn._replace(video=through_autoencoder(self.pipeline, drawn.video))
             recipe = Recipe(config.critic_steps, 2e-3, warmup=50, ema=0.99, seed=config.seed)
 
@@ -226,8 +226,7 @@ class DiffPhy:
     def known(self) -> Clips:
         """Clips of the world, half of which break a law, behind this checkpoint's VAE."""
         sampling = self.config.sampling()
-        mixed = tuple(kind for broken in VIOLATIONS if broken != "nothing" for kind in ("nothing", broken))
-        drawn = clips(WorldConfig(sampling.frames, sampling.height), 1_000_003 + self.config.seed, VALIDATED_ON, mixed)
+        drawn = clips(WorldConfig(sampling.frames, sampling.height), 1_000_003 + self.config.seed, VALIDATED_ON, MIXED)
         return drawn._replace(video=through_autoencoder(self.pipeline, drawn.video))
 
     def validity(self, name: str) -> dict[str, Any]:
@@ -253,7 +252,7 @@ class DiffPhy:
         parts = []
         for start in range(0, VALIDATED_ON, JUDGED_AT_ONCE):
             which = slice(start, start + JUDGED_AT_ONCE)
-            latents = self.pipeline.encode(self.known.video[which])
+            latents = self.pipeline.encode(jnp.asarray(self.known.video[which]))
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(self.config.seed), start), latents.shape)
             x = (1 - sigma) * latents + sigma * noise
             velocity = self.pipeline.velocity(x, jnp.float32(sigma), self.embed(self.known.captions[which]))

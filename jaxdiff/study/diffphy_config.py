@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.generation import PUBLISHED, Sampling, read_prompts, world_prompts
 from jaxdiff.models.lora import LoRA
@@ -66,7 +67,8 @@ class DiffPhyConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name}={getattr(self, name)} must be at least 1")
         if self.held_out == "auto":
-            object.__setattr__(self, "held_out", "network" if self.critic == "rules" else "rules")
+            of_the_world = "network" if self.critic == "rules" else "rules"
+            object.__setattr__(self, "held_out", of_the_world if self.prompts == "world" else "none")
         if self.held_out == self.critic:
             raise ConfigError(
                 f"--held_out={self.held_out} is the critic that is tuned on; hold another one out, or none"
@@ -139,6 +141,8 @@ class DiffPhyConfig:
         if outline.text_encoder is None:
             for caption in captions:
                 spoken(caption)
+        if {*self.critics} & {"rules", "network"}:
+            WorldConfig(self.sampling().frames, self.sampling().height)  # they know clips of these sizes only
         if self.critic_file is not None:
             load_critic(self.critic_file)
         if self.asks:

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import drift, flops
 from experiments import compile_pod
-from experiments.compile_pod import Config, collectives, mesh_of, run
+from experiments._collectives import collectives
+from experiments.compile_pod import Config, mesh_of, run
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import ConfigError
 from jaxdiff.mesh import data_mesh

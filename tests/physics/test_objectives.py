@@ -214,8 +214,8 @@ WORLD = WorldConfig(frames=9)
 @pytest.fixture(scope="module")
 def trained():
     """A small critic of things that vanish."""
-    drawn = clips(WORLD, 1, 256, ("nothing", "vanish"))
-    recipe = Recipe(steps=100, learning_rate=1e-2, warmup=5, ema=0.9)
+    drawn = clips(WORLD, 1, 192, ("nothing", "vanish"))
+    recipe = Recipe(steps=70, learning_rate=1e-2, warmup=5, ema=0.9)
     config = ClipCriticConfig(WORLD.frames, width=8, hidden=64)
     return train_critic(drawn, recipe, config=config, batch=16), drawn
 
@@ -256,7 +256,9 @@ def test_the_embedded_prompt_decides_what_is_judged_and_a_gradient_reaches_the_p
 def test_variations_of_a_clip_have_the_words_that_describe_them(trained):
     _, drawn = trained
     offsets = np.array([0, 6, 9])
-    video, words = varied(jax.random.key(0), jnp.asarray(drawn.video[::2], jnp.float32), drawn.words[::2] - offsets)
+    video, words = jax.jit(varied)(
+        jax.random.key(0), jnp.asarray(drawn.video[::2], jnp.float32), drawn.words[::2] - offsets
+    )
     assert len(np.unique(words[:, 0])) == 6 and not np.array_equal(words, drawn.words[::2] - offsets)
     found = track(np.asarray(video).astype(np.uint8))
     unsaid = measure(found, np.asarray(words) + offsets, WORLD)["words"]
@@ -274,4 +276,4 @@ def test_a_critic_comes_back_from_its_file_and_other_files_are_refused(trained, 
         with pytest.raises(CheckpointError, match=f"{name} is no critic"):
             load_critic(tmp_path / name)
     with pytest.raises(ConfigError, match="9 frames of 32 pixels"):
-        critic.judge(drawn.video[:, :5], [()] * 256, drawn.captions)
+        critic.judge(drawn.video[:, :5], [()] * 192, drawn.captions)

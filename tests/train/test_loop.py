@@ -149,3 +149,14 @@ print("same")
 
 def test_a_mesh_gives_the_same_weights_and_splits_averages_and_optimiser_state_like_them(run_with_devices):
     assert run_with_devices(4, MESH).strip() == "same"
+
+
+def test_evaluations_join_the_metrics_of_their_steps():
+    params, data = problem()
+    seen = {}
+    state = fit(
+        regression, params, RECIPE, data, report=lambda step, metrics: seen.update({step: metrics}), report_every=2,
+        evaluate=lambda state: {"bias": float(jnp.sum(state.ema["b"]))}, evaluate_every=3,
+    )  # fmt: skip
+    assert list(seen) == [2, 3, 4, 6, 7] and [step for step in seen if "bias" in seen[step]] == [3, 6, 7]
+    assert seen[7]["bias"] == float(jnp.sum(state.ema["b"])) and {"loss", "seconds_per_step"} <= seen[7].keys()
