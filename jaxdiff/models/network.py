@@ -76,12 +76,38 @@ def cast(params: Params, dtype) -> Params:
 
 @functools.lru_cache(maxsize=64)
 def _graphdef(module, config):
-    return nnx.graphdef(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+    return nnx.graphdef(nnx.eval_shape(lambda: module(config, rngs=_rngs(jax.random.key(0)))))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _initialise(module, config, key):
-    return nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(key)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(module(config, rngs=_rngs(key)), nnx.Param))
+
+
+class _Counted(nnx.RngStream):
+    """The keys of an `nnx.RngStream`, counted on the host.
+
+    Flax asks the traced count for its sharding at every draw, and the answer, that it has none, comes with a search through
+    all that was traced so far: most of the time in which a large VAE is set up.
+    """
+
+    def __init__(self, key: jax.Array):
+        super().__init__(key, tag="default")
+        self.count.set_raw_value(np.uint32(0))
+
+    def __call__(self) -> jax.Array:
+        drawn = self.count.get_raw_value()
+        self.count.set_raw_value(drawn + np.uint32(1))
+        return jax.random.fold_in(self.key[...], drawn)
+
+    def split(self, k: int | tuple[int, ...]) -> nnx.RngStream:
+        return nnx.RngStream(jax.random.split(self(), k), tag="default")
+
+
+def _rngs(key: jax.Array) -> nnx.Rngs:
+    rngs = nnx.Rngs(key)
+    rngs.default = _Counted(key)
+    return rngs
 
 
 def stack(make, layers: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -31,6 +31,8 @@ CASES = {
     "residual_deep": ({**RESIDUAL, "num_res_blocks": 2, "dim_mult": [1, 1, 4, 4]}, 5),
     "residual_no_patch": ({"is_residual": True, "dim_mult": [2, 1, 1], "temperal_downsample": [True, True]}, 5),
 }
+# Those whose outputs the torch-free tests compare with; all others are compared live only, since each costs a compilation.
+RECORDED = ("published", "one_frame", "nano_like", "space_only", "residual")
 HEIGHT, WIDTH = 16, 24  # latents of 2 x 3
 # One module of each kind, by its name there and here; of Wan 2.1 and of 2.2.
 ENDS = {
