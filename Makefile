@@ -1,7 +1,7 @@
 # Every target works from nothing: it makes .venv and installs what it needs, and does that once.
 #
 #   make demo      the whole path on the nano model: worlds, inversion, probes, runs/demo/report.html
-#   make test      torch-free tests
+#   make test      torch-free tests                           make long     those that take a minute each
 #   make parity    live comparison with torch, diffusers and transformers
 #   make lint      format, lint, types          make bench   timings          make study   the full nano study
 #   make lamo      the ablation of LaMo on the nano model, into docs/results/lamo_nano
@@ -20,7 +20,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 # torch comes first and alone, pinned: whatever satisfies the pin already (a CPU build, say) then stays.
 TORCH := torch==2.13.0
 
-.PHONY: env env-torch demo test parity lint format bench study lamo clean
+.PHONY: env env-torch demo test long parity lint format bench study lamo clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.installed
@@ -95,6 +95,9 @@ lamo: env
 
 test: env
 	$(PYTEST)
+
+long: env
+	$(PYTEST) tests/long
 
 parity: env-torch
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(PYTEST) tests/parity

@@ -84,12 +84,13 @@ def run_with_devices():
 # Files go to the processes whole and in this order: what takes a minute or more starts first, so that no core waits for
 # another at the end.
 LONGEST = (
+    "long/test_killed_study.py",
+    "long/test_noise.py",
     "models/test_wan_vae.py",
     "experiments/test_inversion.py",
     "models/test_cogvideox_vae.py",
-    "probes/test_noise.py",
     "train/test_nano.py",
-    "flow/test_program.py",
+    "generation/test_run.py",
     "probes/test_solver.py",
     "models/test_ltx2.py",
     "test_readme.py",
