@@ -1,7 +1,7 @@
 # Every target works from nothing: it makes .venv and installs what it needs, and does that once.
 #
 #   make demo      the whole path on the nano model: worlds, inversion, probes, runs/demo/report.html
-#   make test      torch-free tests                           make long     those that take a minute each
+#   make test      torch-free tests                           make long     whole runs, kills, trainings
 #   make parity    live comparison with torch, diffusers and transformers
 #   make lint      format, lint, types          make bench   timings          make study   the full nano study
 #   make lamo      the ablation of LaMo on the nano model, into docs/results/lamo_nano

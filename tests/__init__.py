@@ -1,1 +1,2 @@
-"""Tests mirror the tree of the project; `tests/parity` compares with torch, `tests/long` takes a minute a test; both run by name only."""
+"""Tests mirror the tree of the project; `tests/parity` compares with torch, `tests/long` holds whole runs, kills
+and trainings; both run by name only."""

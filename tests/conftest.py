@@ -86,11 +86,10 @@ def run_with_devices():
 LONGEST = (
     "long/test_killed_study.py",
     "long/test_noise.py",
+    "long/test_nano_training.py",
     "models/test_wan_vae.py",
     "experiments/test_inversion.py",
     "models/test_cogvideox_vae.py",
-    "train/test_nano.py",
-    "generation/test_run.py",
     "probes/test_solver.py",
     "models/test_ltx2.py",
     "test_readme.py",
