@@ -9,7 +9,7 @@ residual of generated fields, beside that of data and the 0.104167 of an all-zer
 of data; how far their pressures are from the solver's; and the sliced Wasserstein distance to data: of the raw and of the
 averaged weights. With --plain, the workdir of plain diffusion of the same seed, also whether all criteria against it hold.
 --config=circle is the paper's toy example, points on the unit circle, scored by how far from it they are.
-Leaves fields.npz, samples.npz, residual.png, fields.png, and unet/raw, unet/ema: config.json and model.safetensors, in the
+Leaves fields.npz, samples.npz, residual.png, fields.png, and unet/raw, unet/ema: config.json and safetensors, in the
 published names. Interrupted, the same command goes on where it stopped.
 """
 

@@ -2,7 +2,7 @@
 
     python -m experiments.train_motion_field --latents=runs/latents --config=nano --workdir=runs/motion_field
 
-writes `motion_field/` (config.json, model.safetensors; `jaxdiff.lamo.load_motion_field`), checkpoints/ and result.json with
+writes `motion_field/` (config.json and safetensors; `jaxdiff.lamo.load_motion_field`), checkpoints/ and result.json with
 skill = 1 - MSE / MSE(no motion) and the cosine, with intervals over held-out clips, beside those of the training clips' mean,
 of the field that is told no prompt, and of block matching, which sees the later frame. Interrupted, the same command goes on
 where it stopped.
@@ -79,7 +79,7 @@ def run(config: Config, workdir: Path) -> None:
                 "latents": store.header,
             }
         )
-        work.finish(("result.json", "motion_field/model.safetensors"))
+        work.finish(("result.json", "motion_field/diffusion_pytorch_model.safetensors"))
     for name, skill in found.items():
         low, high = skill.skill_interval
         print(f"{name:>22}: skill {skill.skill:6.3f} [{low:.3f}, {high:.3f}]  cosine {skill.cosine:6.3f}")

@@ -135,10 +135,12 @@ def _pipeline(
     return Pipeline(family=drive, schedule=opened.schedule, text_encoder=text, image_processor=pictures, **networks)
 
 
-def load_network(folder: str | Path, *, dtype: Any = None, class_name: str | None = None) -> Network:
+def load_network(
+    folder: str | Path, *, dtype: Any = None, class_name: str | None = None, ports: Mapping[str, Port] = PORTS
+) -> Network:
     """Load one component's folder (config.json and safetensors), for example the vae/ of a checkpoint.
 
-    `class_name` is its published class, where its config.json does not say so.
+    `class_name` is its published class, where its config.json does not say so; `ports` are the classes that it may be of.
 
     Raises
     ------
@@ -147,7 +149,7 @@ def load_network(folder: str | Path, *, dtype: Any = None, class_name: str | Non
     path = Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
-    return _read(_component(path, PORTS, class_name), target_dtype(dtype, None), None)
+    return _read(_component(path, ports, class_name), target_dtype(dtype, None), None)
 
 
 def load_text_encoder(source: TextEncoder) -> Network:

@@ -1,24 +1,14 @@
-"""Folders of PIDM's U-Net: config.json beside model.safetensors, whose tensors have the published checkpoints' names.
+"""PIDM's U-Net as a component's folder, whose tensors have the published checkpoints' names.
 
 A published .pt file, once it is safetensors (``python -m ports.unpickle``), is read by the same table. It also holds modules
 that its own forward pass never calls.
 """
 
-import dataclasses
-import json
-from pathlib import Path
-
-from jaxdiff.errors import CheckpointError, ConfigError
-from jaxdiff.models.network import Network
 from jaxdiff.physics.unet import UNet, UNetConfig
-from ports.filling import load_params, save_params
-from ports.folder import read_json
+from ports.families import Port
 from ports.rules import layer, norm
-from ports.safetensors_reader import Checkpoint
 from ports.table import Ignore, Rule, Table
 from ports.transforms import Transform, linear, linear1x1, linear1x1x1, squeeze
-
-CLASS, WEIGHTS = "Unet3D", "model.safetensors"
 
 # Convolutions of one frame: (O, I, 1, H, W) -> [H, W, I, O], transposed ones (I, O, 1, H, W) -> [H, W, I, O].
 frame_conv = Transform(
@@ -32,8 +22,9 @@ gain = squeeze("gain", 0, 2, 3, 4)  # (1, C, 1, 1, 1) -> [C]
 UNCALLED = "built and never called by the published forward pass"
 
 
-def table() -> Table:
-    """The rules of `UNet`, whatever its sizes."""
+def table(config: UNetConfig) -> Table:
+    """The rules of `UNet`; they are the same for all sizes."""
+    del config
     return (
         *layer("init_conv", "init_conv", frame_conv),
         *layer("time_mlp.1", "time_in", linear),
@@ -92,28 +83,4 @@ def _uncalled() -> Table:
     return tuple(Ignore(name, UNCALLED) for name in (*names, "time_rel_pos_bias.relative_attention_bias.weight"))
 
 
-def save(network: Network, folder: str | Path) -> Path:
-    """See `jaxdiff.physics.unet.save_unet`."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_params(network.params, table(), path / WEIGHTS)
-    config = {"_class_name": CLASS, **dataclasses.asdict(network.config)}
-    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return path
-
-
-def load(folder: str | Path) -> Network:
-    """See `jaxdiff.physics.unet.load_unet`."""
-    path = Path(folder)
-    file = path / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path}: no folder of a PIDM U-Net; it would hold a config.json and {WEIGHTS}")
-    values = read_json(file)
-    if values.get("_class_name") != CLASS:
-        raise CheckpointError(f"{file}: class {values.get('_class_name')!r} is no {CLASS}")
-    try:
-        abstract = Network.abstract(UNet, UNetConfig.from_dict(values))
-    except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{file}: {error}") from error
-    with Checkpoint(path) as weights:
-        return abstract.replace(load_params(weights, table(), abstract.params))
+PORTS = {"Unet3D": Port(UNet, UNetConfig, table)}

@@ -4,6 +4,7 @@ open."""
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxdiff.flow.schedule import KARRAS, SCHEDULERS, Schedule
 from jaxdiff.models.network import Network
 from jaxdiff.models.text.prompt import TextEncoder
 from jaxdiff.pipeline import Pipeline
-from ports.families import FAMILIES, PORTS, Family
+from ports.families import FAMILIES, PORTS, Family, Port
 from ports.filling import save_params
 from ports.folder import INDEX, load_text_encoder
 from ports.stored import ARRAYS
@@ -122,8 +123,8 @@ def _family(pipeline: Pipeline) -> tuple[str, Family]:
     raise CheckpointError(f"a pipeline of family {pipeline.family!r} cannot be written (known: {', '.join(FAMILIES)})")
 
 
-def save_network(network: Network, folder: str | Path, *, dtype: Any = None) -> str:
-    """Write one network as a component's folder (config.json and safetensors); returns its published class.
+def save_network(network: Network, folder: str | Path, *, dtype: Any = None, ports: Mapping[str, Port] = PORTS) -> str:
+    """Write one network as a component's folder (config.json and safetensors); returns its published class, one of `ports`.
 
     Raises
     ------
@@ -131,7 +132,7 @@ def save_network(network: Network, folder: str | Path, *, dtype: Any = None) -> 
         The network's class is published under no name that is known here.
     """
     path = Path(folder)
-    for name, port in PORTS.items():
+    for name, port in ports.items():
         if port.module is network.module:
             config = {
                 "_class_name": name,
@@ -141,7 +142,7 @@ def save_network(network: Network, folder: str | Path, *, dtype: Any = None) -> 
             _write_json(path / "config.json", config)
             save_params(network.params, port.table(network.config), path / WEIGHTS, dtype)
             return name
-    raise CheckpointError(f"{path}: {network.module.__name__} has no published class (known: {', '.join(PORTS)})")
+    raise CheckpointError(f"{path}: {network.module.__name__} has no published class (known: {', '.join(ports)})")
 
 
 def _scheduler_config(schedule: Schedule) -> dict[str, Any]:

@@ -127,10 +127,12 @@ class MotionField(nnx.Module):
 
 
 def save_motion_field(network: Network, folder: str | Path) -> Path:
-    """Write a motion field as a folder, config.json and model.safetensors; returns the folder."""
-    from ports.motion_field import save  # against the grain, as in `jaxdiff.load`
+    """Write a motion field as a folder, config.json and safetensors; returns the folder."""
+    from ports.motion_field import PORTS  # against the grain, as in `jaxdiff.load`
+    from ports.writer import save_network
 
-    return save(network, folder)
+    save_network(network, folder, ports=PORTS)
+    return Path(folder)
 
 
 def load_motion_field(folder: str | Path) -> Network:
@@ -141,9 +143,10 @@ def load_motion_field(folder: str | Path) -> Network:
     CheckpointError : no such folder, or its tensors do not fit.
     ConfigError : a configuration key that this version does not know.
     """
-    from ports.motion_field import load
+    from ports.folder import load_network
+    from ports.motion_field import PORTS
 
-    return load(folder)
+    return load_network(folder, dtype=jnp.float32, ports=PORTS)
 
 
 def _zero(layer):

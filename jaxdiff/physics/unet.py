@@ -283,10 +283,12 @@ class Double(nnx.Module):
 
 
 def save_unet(network: Network, folder: str | Path) -> Path:
-    """Write a U-Net as a folder, config.json and model.safetensors in the published names; returns the folder."""
-    from ports.pidm import save  # against the grain, as in `jaxdiff.load`
+    """Write a U-Net as a folder, config.json and safetensors in the published names; returns the folder."""
+    from ports.pidm import PORTS  # against the grain, as in `jaxdiff.load`
+    from ports.writer import save_network
 
-    return save(network, folder)
+    save_network(network, folder, ports=PORTS)
+    return Path(folder)
 
 
 def load_unet(folder: str | Path) -> Network:
@@ -297,9 +299,10 @@ def load_unet(folder: str | Path) -> Network:
     CheckpointError : no such folder, or its tensors do not fit.
     ConfigError : a configuration key that this version does not know.
     """
-    from ports.pidm import load
+    from ports.folder import load_network
+    from ports.pidm import PORTS
 
-    return load(folder)
+    return load_network(folder, dtype=jnp.float32, ports=PORTS)
 
 
 def _timestep_features(t: jax.Array, width: int) -> jax.Array:

@@ -184,8 +184,10 @@ def test_a_network_comes_back_from_its_folder_and_computes_what_the_published_on
     assert again.config == network.config
     assert jax.tree.all(jax.tree.map(np.array_equal, again.params, network.params))
     # The same folder with weights that the published class was given under the same names (tests/parity/record_pidm.py).
-    shapes = {name: tensor.shape for name, tensor in load_file(tmp_path / "model.safetensors").items()}
-    save_file(weights(shapes), tmp_path / "model.safetensors")
+    shapes = {
+        name: tensor.shape for name, tensor in load_file(tmp_path / "diffusion_pytorch_model.safetensors").items()
+    }
+    save_file(weights(shapes), tmp_path / "diffusion_pytorch_model.safetensors")
     expected = np.load(GOLDENS / "pidm_unet.npz")["y"]
     found = jax.jit(lambda network, x, t: network(x, t))(load_unet(tmp_path), *inputs())
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()

@@ -54,11 +54,14 @@ def test_a_run_learns_what_is_there_to_learn_and_leaves_a_folder_that_loads(late
     jax.tree.map(np.testing.assert_array_equal, again.params, network.params)
     file = tmp_path / "again" / "config.json"
     values = json.loads(file.read_text())
-    for change, message in (({"widht": 3}, "did you mean 'width'"), ({"_class_name": "Other"}, "is no MotionField")):
+    for change, message in (
+        ({"widht": 3}, "did you mean 'width'"),
+        ({"_class_name": "Other"}, "'Other' is not supported"),
+    ):
         file.write_text(json.dumps(values | change))
         with pytest.raises((ConfigError, CheckpointError), match=message):
             load_motion_field(tmp_path / "again")
-    with pytest.raises(CheckpointError, match="no folder of a motion field"):
+    with pytest.raises(CheckpointError, match="no such folder"):
         load_motion_field(tmp_path / "none")
 
 
