@@ -4,8 +4,9 @@ import importlib.metadata
 import os
 import platform
 import time
-from pathlib import Path
 from typing import Any
+
+from jaxdiff.workdir import processor
 
 
 def cores() -> int:
@@ -18,7 +19,7 @@ def describe(size: int = 2048) -> dict[str, Any]:
     import jax
 
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": cores(),
         "load_average": list(os.getloadavg()),
         "system": f"{platform.system()} {platform.machine()}",
@@ -52,12 +53,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

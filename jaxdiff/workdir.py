@@ -347,6 +347,14 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def processor() -> str:
+    """The CPU's name: what is fast on one maker's may not be on another's."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
 def environment() -> dict[str, Any]:
     """What may differ between two runs of one configuration: versions, devices, host, command line, time."""
     import jax
@@ -363,6 +371,7 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "host": socket.gethostname(),
         "cores": os.cpu_count(),
-        "platform": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "command": sys.argv,
     }

@@ -134,7 +134,8 @@ def machine(session: Mapping[str, Any]) -> str:
     """The hardware and the versions of an entry of env.json."""
     versions = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     devices = ", ".join(session["devices"])
-    return f"{devices}; {session['cores']} cores; {session['platform']}; Python {session['python']}, {versions}"
+    where = f"{session['processor']}, {session['cores']} cores, {session['system']}"
+    return f"{where}; {devices}; Python {session['python']}, {versions}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
