@@ -98,7 +98,7 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
     def stop(number: int, _: Any) -> None:
         stopped.append(number)
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        raise KeyboardInterrupt if number == signal.SIGINT else Resumable("stopped by SIGTERM. " + GOES_ON)
+        raise KeyboardInterrupt  # for both: jax takes an Exception that comes while it reads its cache for the cache's
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -121,10 +121,10 @@ def verdict(error: BaseException, stopped: int | None = None) -> tuple[int, str]
     whole chain of causes is searched, and a signal that arrived decides whatever it was turned into on the
     way.
     """
-    if stopped == signal.SIGINT or isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted. " + GOES_ON
     if stopped == signal.SIGTERM:
         return Resumable.exit_code, "stopped by SIGTERM. " + GOES_ON
+    if stopped == signal.SIGINT or isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted. " + GOES_ON
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:

@@ -206,6 +206,17 @@ def test_an_error_that_came_out_of_a_callback_wrapped_keeps_its_code():
     assert verdict(error, stopped=signal.SIGTERM)[0] == 75
 
 
+def test_a_signal_is_not_lost_to_code_that_goes_on_after_any_exception():
+    def work():
+        try:  # as jax reads its compilation cache
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except Exception:
+            return 0
+
+    assert guarded(work) == 75
+
+
 @dataclasses.dataclass(frozen=True)
 class Inner:
     outer: int = 5
