@@ -42,9 +42,7 @@ def run_binary(
     ----------
     run : `run(config, workdir: Path) -> exit code or None`, or `run(config)` where `workdir` is False.
     config_class : frozen dataclass; its fields become the flags (see `experiments._flags`).
-    workdir : also declare the required flag `--workdir`. It is not part of the config: a moved folder is
-    still
-        the same run.
+    workdir : also declare the required flag `--workdir`. It is not part of the config: a moved folder is still the same run.
     positional : a tuple field of the config that also takes the arguments without a name.
 
     Errors are printed as one block on stderr and without a traceback, which `--debug` or JAXDIFF_DEBUG=1

@@ -173,8 +173,7 @@ def _bar(task: Task, stream: TextIO, delay: float) -> Iterator[None]:
 
     console = Console(file=stream)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    # Results go to stdout while the bar lives on stderr, so stdout must not be redirected through its
-    # console.
+    # Results go to stdout while the bar lives on stderr, so stdout must not be redirected through its console.
     bar = Progress(*columns, TextColumn(task.unit), Status(), console=console, redirect_stdout=False, transient=True)
     with bar:
         row = bar.add_task(task.name, total=task.total, completed=task.done)

@@ -125,8 +125,7 @@ def _differences(old: dict, new: dict) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, now = old.get(key, absent), new.get(key, absent)
-        # 1 and 1.0 are one value to every reader of a config; 1 and True are not, though Python calls them
-        # equal.
+        # 1 and 1.0 are one value to every reader of a config; 1 and True are not, though Python calls them equal.
         if before is absent or now is absent or before != now or isinstance(before, bool) != isinstance(now, bool):
             lines.append(f"  {key}: {show(before)} there, {show(now)} now")
     return lines
@@ -138,13 +137,10 @@ class Workdir:
     Parameters
     ----------
     path : folder, made if absent.
-    config : frozen dataclass or mapping. Everything in it is taken to decide results: a folder that was
-    started
-        with another configuration is refused.
-    primary : False on all but the first process of a multi-process run; such a process checks the
-    configuration
-        but neither locks nor writes. Start `jax.distributed` before making a Workdir: it asks jax for
-        devices.
+    config : frozen dataclass or mapping. Everything in it is taken to decide results: a folder that was started with
+        another configuration is refused.
+    primary : False on all but the first process of a multi-process run; such a process checks the configuration but
+        neither locks nor writes. Start `jax.distributed` before making a Workdir: it asks jax for devices.
 
     Attributes
     ----------
@@ -156,8 +152,8 @@ class Workdir:
     Raises
     ------
     ConfigError
-        Another configuration (all differing keys are listed with both values), another process at work in
-        the folder, or a path that is no folder.
+        Another configuration (all differing keys are listed with both values), an unfinished run of another kind of
+        device, another process at work in the folder, or a path that is no folder.
 
     Examples
     --------
@@ -189,8 +185,7 @@ class Workdir:
             self.close()
             raise
 
-    # -- entering
-    # ---------------------------------------------------------------------------------------------
+    # -- entering ---------------------------------------------------------------------------------------------
 
     def _acquire(self) -> str:
         import fcntl
@@ -209,8 +204,7 @@ class Workdir:
             if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 return "not offered by this file system"  # some network mounts; env.json says so
             raise
-        # flock, not the file's existence, is the lock: the kernel drops it when the process dies, SIGKILL
-        # included.
+        # flock, not the file's existence, is the lock: the kernel drops it when the process dies, SIGKILL included.
         self._lock = lock
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -259,10 +253,17 @@ class Workdir:
             sessions = json.loads(file.read_bytes())
         except (FileNotFoundError, ValueError):
             sessions = []
-        write_atomic(file, dump_json([*sessions, {**environment(), "lock": locked}]))
+        now = environment()
+        kinds = [entry["devices"][0].partition(":")[0] for entry in (*sessions[:1], now)]
+        if not self.done and kinds[0] != kinds[-1]:
+            raise ConfigError(
+                f"{self.path} was started on a {kinds[0]}, and this is a {kinds[-1]}: their results differ in the last digits, "
+                "and what is there already would not fit what is still to do. Go on with it where it was started, or choose "
+                "another --workdir. Nothing was changed."
+            )
+        write_atomic(file, dump_json([*sessions, {**now, "lock": locked}]))
 
-    # -- working
-    # ----------------------------------------------------------------------------------------------
+    # -- working ----------------------------------------------------------------------------------------------
 
     def write(self, name: str, data: bytes) -> None:
         """Write one file of the workdir, atomically; `name` may hold folders."""

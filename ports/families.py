@@ -150,8 +150,7 @@ CLIP_PORTS = {
 }
 WAN_SETTINGS = ("boundary_ratio", "expand_timesteps")
 
-# A VAE stays float32: its cost is one pass a clip, and the latents it makes are where every trajectory
-# starts.
+# A VAE stays float32: its cost is one pass a clip, and the latents it makes are where every trajectory starts.
 FAMILIES: dict[str, Family] = {
     "WanPipeline": Family(drive=Wan(), ports=WAN_PORTS, optional=("transformer_2", "vae"), settings=WAN_SETTINGS),
     "WanImageToVideoPipeline": Family(

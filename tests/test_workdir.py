@@ -189,3 +189,18 @@ def test_metrics_survive_a_torn_last_line(tmp_path):
     assert lines[1]["clips"] == 3
     assert lines[1]["evaluations"] == 100
     assert lines[1]["seconds"] >= 0
+
+
+def test_an_unfinished_run_does_not_go_on_on_another_kind_of_device(tmp_path):
+    with Workdir(tmp_path, Config()):
+        pass
+    file = tmp_path / "env.json"
+    before = json.loads(file.read_bytes())
+    before[0]["devices"] = ["gpu:0 NVIDIA H200"]
+    file.write_text(json.dumps(before))
+    with pytest.raises(ConfigError, match="was started on a gpu, and this is a cpu"):
+        Workdir(tmp_path, Config())
+    assert json.loads(file.read_bytes()) == before
+    (tmp_path / "DONE").write_text("{}")
+    with Workdir(tmp_path, Config()) as work:  # a finished one is read anywhere
+        assert work.done

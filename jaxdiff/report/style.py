@@ -151,8 +151,7 @@ def svg(figure: Figure, label: str) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" style="width:{width / 0.75:.0f}px"'
     text = f'<svg role="img" aria-label="{label}" {size}>' + text[text.index(">") + 1 :]
     text = text.replace("xlink:href", "href")
-    # matplotlib names groups figure_1, axes_1, ...: the same in every figure of the page, and nobody asks for
-    # them.
+    # matplotlib names groups figure_1, axes_1, ...: the same in every figure of the page, and nobody asks for them.
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     for name, (light, _) in PALETTE.items():
         text = text.replace(light, f"var(--{name})")

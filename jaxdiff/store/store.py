@@ -88,17 +88,15 @@ class ActivationStore(StoreReader):
         specs : array name -> shape ``[rows, ...]`` and dtype of one slot of one clip.
         names : name of each clip.
         rows : array name -> block index of each row; default ``0, 1, ...``.
-        metadata : what else determines or explains the arrays (sigmas, labels, the run's configuration):
-        anything
-            that JSON can hold, NumPy arrays included. It is part of the configuration.
+        metadata : what else determines or explains the arrays (sigmas, labels, the run's configuration): anything that
+            JSON can hold, NumPy arrays included. It is part of the configuration.
         shard : (k, n) for the k-th of n processes that write this store at once, each clips of its own; None where
             one process writes alone. Not part of the configuration: any other number of them may go on.
         threads, queue_bytes, timeout : see `jaxdiff.store.writer.Writer`; not part of the configuration.
 
         Raises
         ------
-        ConfigError : the folder holds a store of another configuration (the differing keys are listed) or
-        something
+        ConfigError : the folder holds a store of another configuration (the differing keys are listed) or something
             else, or another process is writing to it; or an argument is not valid.
         MissingDataError : the existing store's header or index is damaged.
         StoreWriteError : the folder cannot be written, or the disk is too small for what is not finished.
