@@ -1,15 +1,16 @@
 """File names and tables as the official scorers read them.
 
-========== ================================================================================= ====================
-naming     a clip's file                                                                     tables
-========== ================================================================================= ====================
-plain      0012-0.mp4: number of the prompt, number of the sample                            prompts.csv
-videophy   the caption's words joined by _, without its full stop (VideoREPA's convention;   + videophy.csv:
-           the scorer goes by the table)                                                     videopath,caption
-videophy2  the same                                                                          + videophy2.csv:
-                                                                                             caption,videopath
-vbench     the exact prompt-0.mp4, -1, ...                                                   prompts.csv
-========== ================================================================================= ====================
+=========== ================================================================================= ====================
+naming      a clip's file                                                                     tables
+=========== ================================================================================= ====================
+plain       0012-0.mp4: number of the prompt, number of the sample                            prompts.csv
+videophy    the caption's words joined by _, without its full stop (VideoREPA's convention;   + videophy.csv:
+            the scorer goes by the table)                                                     videopath,caption
+videophy2   the same                                                                          + videophy2.csv:
+                                                                                              caption,videopath
+vbench      the exact prompt-0.mp4, -1, ...                                                   prompts.csv
+phygenbench output_video_1.mp4: number of the prompt, from 1                                  prompts.csv
+=========== ================================================================================= ====================
 """
 
 import csv
@@ -21,7 +22,7 @@ from pathlib import Path
 from jaxdiff.errors import ConfigError
 from jaxdiff.generation.prompts import Prompt
 
-NAMINGS = ("plain", "videophy", "videophy2", "vbench")
+NAMINGS = ("plain", "videophy", "videophy2", "vbench", "phygenbench")
 LONGEST = 255  # bytes of a file's name on the usual file systems
 # VBench's protocol: videos of a prompt, and of the one dimension that compares more of them.
 VBENCH_SAMPLES, FLICKERING, FLICKERING_SAMPLES = 5, "temporal_flickering", 25
@@ -92,6 +93,8 @@ def _wanted(prompt: Prompt, naming: str) -> int:
 def _name(prompt: Prompt, number: int, sample: int, naming: str, count: int) -> str:
     if naming == "plain":
         return f"{number:04d}-{sample}"
+    if naming == "phygenbench":
+        return f"output_video_{number + 1}" + (f"-{sample}" if count > 1 else "")
     if naming == "vbench":
         name = f"{prompt.caption}-{sample}"
     else:

@@ -1,4 +1,4 @@
-"""Prompts: from text files, from the files of VideoPhy, VideoPhy-2 and VBench, and of the generated world."""
+"""Prompts: from text files, from the files of VideoPhy, VideoPhy-2, VBench and PhyGenBench, and of the generated world."""
 
 import csv
 import dataclasses
@@ -39,7 +39,8 @@ def read_prompts(path: str | Path, *, upsampled: bool = False) -> tuple[Prompt, 
     .txt     one a line; empty lines are passed over. VBench's prompts_per_dimension and all_dimension.txt
     .csv     a column `caption`: videophy_test_public.csv, VideoPhy-2. They have a row for each scored model: a caption
              counts once. `states_of_matter` becomes the group
-    .json    VBench_full_info.json: a list of {"prompt_en", "dimension": [...]}
+    .json    VBench_full_info.json: a list of {"prompt_en", "dimension": [...]}; or PhyGenBench's prompts.json, a list of
+             {"caption", "main_category", "sub_category"}: the categories become groups
     ======== =======================================================================================================
 
     Parameters
@@ -52,7 +53,7 @@ def read_prompts(path: str | Path, *, upsampled: bool = False) -> tuple[Prompt, 
     ConfigError : another kind of file, a column that is not there, the same line twice in a .txt, or no prompt at all.
     """
     path = Path(path)
-    readers: dict[str, Callable[[Path, str], Iterable[Prompt]]] = {".txt": _lines, ".csv": _rows, ".json": _vbench}
+    readers: dict[str, Callable[[Path, str], Iterable[Prompt]]] = {".txt": _lines, ".csv": _rows, ".json": _entries}
     if path.suffix not in readers:
         raise ConfigError(
             f"--prompts={path}: prompts are read from {', '.join(readers)}, or world for the generated world's"
@@ -117,13 +118,19 @@ def _upsampled(path: Path, prompt: Prompt) -> str:
     return prompt.told
 
 
-def _vbench(path: Path, text: str) -> Iterable[Prompt]:
+def _entries(path: Path, text: str) -> Iterable[Prompt]:
     entries = json.loads(text)
-    if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and isinstance(e.get("prompt_en"), str) for e in entries
-    ):
+
+    def all_have(key: str) -> bool:
+        return isinstance(entries, list) and all(isinstance(e, dict) and isinstance(e.get(key), str) for e in entries)
+
+    if all_have(CAPTION) and all_have("main_category"):
+        # Files of PhyGenBench are numbered: none is merged, however alike two are.
+        return [Prompt(e[CAPTION], e[CAPTION], (e["main_category"], e.get("sub_category", ""))) for e in entries]
+    if not all_have("prompt_en"):
         raise MissingDataError(
-            f'{path}: expected a list of {{"prompt_en": ..., "dimension": [...]}}, as VBench_full_info.json'
+            f'{path}: expected a list of {{"prompt_en": ..., "dimension": [...]}}, as VBench_full_info.json, or of '
+            '{"caption": ..., "main_category": ...}, as PhyGenBench'
         )
     groups: dict[str, list[str]] = {}
     for entry in entries:

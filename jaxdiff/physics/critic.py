@@ -14,10 +14,10 @@ import numpy as np
 from jaxdiff.data.worlds import COLOURS, SHAPES, WorldConfig
 from jaxdiff.data.worlds.prompts import WORDS
 from jaxdiff.errors import ConfigError
-from jaxdiff.physics.metrics import measure
 from jaxdiff.physics.planner import spoken
 from jaxdiff.physics.rules import Body, logit_of, off_line, spread
 from jaxdiff.physics.tracking import Track, track, world_of
+from jaxdiff.physics.world_metrics import measure
 
 LOWEST, HIGHEST = 1.0, 5.0  # of a rating
 

@@ -1,26 +1,35 @@
-"""What a clip of the generated world does against its physics, in numbers that are zero where it does nothing.
+"""How far the motion of things is from mechanics: energy, gravity, mass. Collisions are in `jaxdiff.physics.collisions`.
 
-In that world a thing keeps its colour, shape and size, moves at constant speed to the side, and keeps its height or hops on
-parabolas: ``y(t) = y0 - h 4u(1 - u)`` with ``u = frac(t / p + phase)``. It vanishes behind a screen only. Every number is of
-one clip and nan where the clip has too few frames to tell; a clip in which no thing is ever seen says nothing about motion
-and is counted by `empty`. A thing that stands still breaks no law of motion: read residuals together with `speed`.
+Nothing is published under these names; the definitions are ours. With h the height, v the velocity (central differences,
+which are exact on parabolas), A the area and 1/2 I w^2 left out, since a centre does not show rotation::
+
+    E(t) = sum_i m_i |v_i|^2 / 2 + m_i g h_i
+    energy error  = rms_t(E - E_0) / max(max_t KE, max_t |PE - PE_0|)
+    energy gain   = max_t (E - min_{s <= t} E) / the same           what no dissipation excuses
+    gravity       = g of y = a + b t + g t^2 / 2, one for all flights of a thing, a and b for each
+    mass variance = Var_t(A) / mean_t(A)^2
+
+Everything happens between contacts. A contact is a spike of the second difference of a centre: gravity, friction and slopes
+make it constant, or step, and no force but a blow makes it jump and return. What is measured is only as good as the tracks:
+stand the share of frames in which the thing was missed, the value on known motion and the value on shuffled frames beside
+every number.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
-from jaxdiff.data.worlds import COLOURS, SHAPES, WorldConfig
-from jaxdiff.data.worlds.prompts import MOTIONS, NOTHING
-from jaxdiff.data.worlds.scene import since_switch
 from jaxdiff.errors import ConfigError
-from jaxdiff.physics.tracking import Track
+from jaxdiff.physics.tracks import Tracks
 
-PERIODS = (5.0, 9.0)  # frames per hop of a world of tempo 1
-LINE, HOP = 4, 6  # clear frames that a line and a hop need: more than they have unknowns
-HOPS = 0.012  # rms of the height from which on a thing hops; of the lowest hop it is .024
-AROUND = 1.5  # radii about a thing that must be free before its absence is held against a clip
+GRAVITY = 9.81
+SURE = 5.0  # standard deviations from which on a change is no noise
+SLIGHT = 0.15  # of a thing's rms speed: below it no change is a blow, however still the noise
+ROUNDING = 1e-6  # of a radius
+AROUND = 3  # frames to either side whose median is a second difference's neighbourhood
+FLIGHT = 5  # frames that say what gravity is: more than a parabola has unknowns
+STILL = 0.05  # of a radius: a thing whose height changes by less is carried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,166 +41,220 @@ class Metric:
     violation: bool = True
 
 
-METRICS: dict[str, Metric] = {
-    "permanence": Metric("permanence", "frames in which the thing is missing where it must be seen, or there twice"),
-    "colour": Metric("colour changes", "frames in another colour than the clip's commonest"),
-    "shape": Metric("shape changes", "frames in another shape than the clip's commonest"),
-    "velocity": Metric("velocity residual", "rms distance from motion at constant velocity, of the frame's side"),
-    "bounce": Metric(
-        "bounce residual", "rms distance of the height from the best hops, of the frame's side (hopping prompts)"
-    ),
-    "mass": Metric("area variance", "variance of the area over its squared mean"),
-    "words": Metric("words not shown", "words of the prompt that the clip does not show"),
-    "empty": Metric("empty clips", "clips in which no thing is ever wholly seen"),
-    "speed": Metric("speed", "sideways speed, of the frame's side in a frame", violation=False),
-}
+# ------------------------------------------------------------------------------------------------------------- contacts
 
 
-def measure(track: Track, words: np.ndarray, config: WorldConfig) -> dict[str, np.ndarray]:
-    """Every metric of every clip.
+def noise(tracks: Tracks) -> np.ndarray:
+    """Standard deviation of a coordinate of a centre, the noisier one, in pixels, [N, K]; 0 with too few frames to say.
+
+    Robust, from fourth differences: smooth motion has next to none, and those of noise are sqrt(70) times as wide.
+    """
+    fourth = np.abs(np.diff(tracks.positions, n=4, axis=1))  # [N, T - 4, K, 2]
+    typical = _nan_median(fourth) if fourth.shape[1] else np.zeros((*tracks.there.shape, 2))
+    return 1.4826 * np.nan_to_num(typical).max(-1) / np.sqrt(70.0)
+
+
+def jumps(tracks: Tracks, deviation: np.ndarray | None = None) -> np.ndarray:
+    """By how much the velocity jumps, [N, T, K, 2] in pixels a frame; 0 where that may be noise of this `deviation` [N, K].
+
+    The second difference less the median of those around it, where that is longer than `SURE` standard deviations and `SLIGHT`
+    of the thing's speed. A blow between two frames shows in both.
+    """
+    positions = tracks.positions
+    found = np.zeros(positions.shape)
+    frames = positions.shape[1]
+    if frames < 3:
+        return found
+    second = positions[:, 2:] - 2 * positions[:, 1:-1] + positions[:, :-2]  # of frames 1 .. T - 2
+    limit = SURE * np.sqrt(6.0) * (noise(tracks) if deviation is None else deviation)
+    limit = limit + SLIGHT * _speed(tracks) + ROUNDING * np.nan_to_num(tracks.radii)
+    last = second.shape[1]
+    for t in range(last):
+        start = max(min(t - AROUND, last - 2 * AROUND - 1), 0)
+        # Order statistics by hand: a frame that is not seen has no second difference, and must not count as one.
+        usual = _nan_median(second[:, start : start + 2 * AROUND + 1])
+        change = np.nan_to_num(second[:, t] - usual)
+        found[:, t + 1] = np.where((np.linalg.norm(change, axis=-1) > limit)[..., None], change, 0.0)
+    return found
+
+
+def _speed(tracks: Tracks) -> np.ndarray:
+    """Root mean square speed of every thing, [N, K] in pixels a frame; 0 where nobody knows."""
+    square = np.square(np.diff(tracks.positions, axis=1)).sum(-1)
+    known = np.isfinite(square)
+    return np.sqrt(np.where(known, square, 0.0).sum(1) / np.maximum(known.sum(1), 1))
+
+
+def _nan_median(values: np.ndarray) -> np.ndarray:
+    """Median over axis 1 of what is finite; nan where nothing is."""
+    count = np.isfinite(values).sum(1)
+    ordered = np.sort(values, axis=1)  # nan last
+    middle = [np.maximum(count - 1, 0) // 2, count // 2]
+    low, high = (np.take_along_axis(ordered, np.minimum(i, values.shape[1] - 1)[:, None], 1)[:, 0] for i in middle)
+    return np.where(count > 0, (low + high) / 2, np.nan)
+
+
+def free(tracks: Tracks) -> np.ndarray:
+    """bool [N, T, K]: the thing is seen, and nothing hits it in this frame or the ones beside it.
+
+    A blow between two frames shows in both, but in one perhaps too little to be told from noise.
+    """
+    hit = np.asarray(jumps(tracks).any(-1))
+    beside = np.zeros_like(hit)
+    beside[:, 1:] |= hit[:, :-1]
+    beside[:, :-1] |= hit[:, 1:]
+    return tracks.visible & ~hit & ~beside
+
+
+def runs(flags: np.ndarray) -> Iterator[tuple[int, int]]:
+    """[start, stop) of every run of true values of a vector."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- gravity
+
+
+@dataclasses.dataclass(frozen=True)
+class Gravity:
+    """A fit to the flights of every thing; all [N, K], nan where a thing does not fly.
+
+    Attributes
+    ----------
+    value : downward acceleration, metres (pixels without a scale) per second squared.
+    deviation : standard deviation of `value`, from the residuals. With noise s in T frames, asymptotically
+        ``s sqrt(720) / (dt^2 T^2.5)``.
+    r2 : share of the variance of the heights about every flight's mean that the parabolas explain.
+    """
+
+    value: np.ndarray
+    deviation: np.ndarray
+    r2: np.ndarray
+
+    def residual(self, gravity: float = GRAVITY) -> np.ndarray:
+        """``|g_hat - g| / g``: 1 for a thing that floats."""
+        return np.abs(self.value - gravity) / gravity
+
+
+def gravity_fit(tracks: Tracks, floor: float | None = None, deviation: np.ndarray | None = None) -> Gravity:
+    """Fit gravity to flights, split at contacts.
 
     Parameters
     ----------
-    track : of N clips.
-    words : int [N, 3], the prompts as `jaxdiff.data.worlds.prompts` numbers words; none may be "nothing".
+    floor : the row, in pixels, on which things stand or bounce. A thing that does not touch it flies, even if it hangs
+        still. None: nobody knows, and a thing at constant height is taken to be carried by something.
+    deviation : of the noise of the centres, [N, K] in pixels, beyond which a height changes; None: from the tracks.
+    """
+    found = np.full((3, *tracks.there.shape), np.nan)
+    usable, tremor = free(tracks), noise(tracks) if deviation is None else deviation
+    time = np.arange(tracks.positions.shape[1]) / tracks.fps
+    for n, k in np.argwhere(tracks.there):
+        y, radius = tracks.positions[n, :, k, 1], tracks.radii[n, k]
+        up = usable[n, :, k]
+        if floor is not None:
+            up = up & ~(y + radius > floor - STILL * radius)  # ~ of >: nan is not seen anyway
+        flights = [slice(*ends) for ends in runs(up) if ends[1] - ends[0] >= FLIGHT]
+        if floor is None:
+            least = max(STILL * radius, 2 * SURE * tremor[n, k])
+            flights = [part for part in flights if np.ptp(y[part]) > least]
+        if flights:
+            found[:, n, k] = _common_parabola([time[part] for part in flights], [y[part] for part in flights])
+    return Gravity(found[0] * tracks.metres, found[1] * tracks.metres, found[2])
 
-    Returns
-    -------
-    the keys of `METRICS` -> float64 [N], nan where not defined.
+
+def _common_parabola(times: list[np.ndarray], heights: list[np.ndarray]) -> tuple[float, float, float]:
+    """Least squares of ``y = a_s + b_s t + g t^2 / 2`` over segments s: g, its standard deviation, R^2."""
+    inner = outer = square = total = 0.0
+    rest, freedom = [], -1
+    for t, y in zip(times, heights, strict=True):
+        lines = np.linalg.qr(np.stack([np.ones_like(t), t - t.mean()], 1))[0]
+        curve = t**2 / 2
+        curve, bent = (v - lines @ (lines.T @ v) for v in (curve, y))
+        inner, outer = inner + curve @ bent, outer + curve @ curve
+        total += float(np.square(y - y.mean()).sum())
+        rest.append((curve, bent))
+        freedom += len(t) - 2
+    gravity = inner / outer
+    square = sum(float(np.square(bent - gravity * curve).sum()) for curve, bent in rest)
+    deviation = np.sqrt(square / max(freedom, 1) / outer)
+    # Heights that are equal to rounding have no variance to explain.
+    tiny = 1e-18 * sum(float(np.square(y).sum()) for y in heights)
+    return float(gravity), float(deviation), 1 - square / total if total > tiny else float("nan")
+
+
+# --------------------------------------------------------------------------------------------------------------- energy
+
+
+@dataclasses.dataclass(frozen=True)
+class Energy:
+    """Of all things of a clip together, [N, T]; nan in frames in which one is not seen, is hit, or has no neighbours.
+
+    Masses are areas where nobody knows better, so that only ratios mean something.
+    """
+
+    kinetic: np.ndarray
+    potential: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """``KE + PE``."""
+        return self.kinetic + self.potential
+
+
+def energy(tracks: Tracks, gravity: float | np.ndarray) -> Energy:
+    """Kinetic and potential energy.
+
+    Parameters
+    ----------
+    gravity : downward acceleration, metres (pixels without a scale) per second squared, one or [N].
+    """
+    gravity = np.broadcast_to(np.asarray(gravity, np.float64), len(tracks.positions))
+    places = tracks.positions * tracks.metres
+    speeds = np.full(places.shape, np.nan)
+    speeds[:, 1:-1] = (places[:, 2:] - places[:, :-2]) * tracks.fps / 2
+    usable = (free(tracks) & np.isfinite(speeds).all(-1)) | ~tracks.there[:, None]
+    usable = np.asarray(usable.all(2)) & np.asarray(tracks.there.any(1))[:, None]
+    masses = np.where(tracks.there, tracks.masses, 0.0)[:, None]
+    kinetic = (masses * np.square(np.nan_to_num(speeds)).sum(-1) / 2).sum(-1)
+    potential = -(masses * gravity[:, None, None] * np.nan_to_num(places[..., 1])).sum(-1)  # y points down
+    return Energy(np.where(usable, kinetic, np.nan), np.where(usable, potential, np.nan))
+
+
+def energy_error(found: Energy) -> tuple[np.ndarray, np.ndarray]:
+    """Energy error and energy gain, [N] each; see the module. 0 where nothing moves; nan with fewer than two frames."""
+    error, gain = np.full((2, len(found.kinetic)), np.nan)
+    for n, (kinetic, potential) in enumerate(zip(found.kinetic, found.potential, strict=True)):
+        known = np.isfinite(kinetic)
+        if known.sum() < 2:
+            continue
+        kinetic, potential = kinetic[known], potential[known]
+        scale = max(kinetic.max(), np.abs(potential - potential[0]).max())
+        total = kinetic + potential
+        change = (
+            np.stack([total - total[0], total - np.minimum.accumulate(total)]) / scale if scale else np.zeros((2, 1))
+        )
+        error[n], gain[n] = np.sqrt(np.mean(np.square(change[0]))), change[1].max()
+    return error, gain
+
+
+# ----------------------------------------------------------------------------------------------------------------- mass
+
+
+def mass_variance(amounts: np.ndarray) -> np.ndarray:
+    """``Var_t(A) / mean_t(A)^2`` of [N, T, K] -> [N, K], over frames that know it; nan where no frame does.
+
+    Of a thing A is its area (`Tracks.areas`), and a thing that is gone after the share f of the frames has ``(1 - f) / f``;
+    of a fluid A is the total density of a frame, as one thing.
 
     Raises
     ------
-    ConfigError : another number of prompts than of clips, or a prompt that asks for nothing.
+    ConfigError : another shape.
     """
-    words = np.asarray(words)
-    if words.shape != (len(track.found), 3):
-        raise ConfigError(f"{len(track.found)} clips need as many prompts of three words, got {words.shape}")
-    if (words == NOTHING).any():
-        raise ConfigError("a prompt asks for nothing, and physics says nothing about that; leave such clips out")
-    time = np.asarray(since_switch(config), np.float64)
-    hopping = words[:, 2] - len(COLOURS) - len(SHAPES) >= MOTIONS.index("hops-left")
-    x, y = track.position[..., 0], track.position[..., 1]
-    speed, off_x = _line(time, x, track.clear)
-    level = _where(track.clear.sum(1) >= LINE, _variance(y, track.clear))
-    return {
-        "permanence": _permanence(track, time, speed),
-        "colour": _changes(track.colour, len(COLOURS)),
-        "shape": _changes(track.shape, len(SHAPES)),
-        "velocity": np.sqrt(off_x + np.where(hopping, 0.0, level)),
-        "bounce": np.where(hopping, _hops(time, y, track.clear, config.tempo), np.nan),
-        "mass": _variance(track.area, track.clear) / np.square(_mean(track.area, track.clear)),
-        "words": _unsaid(track, words, speed, np.sqrt(level)),
-        "empty": (~track.clear.any(1)).astype(np.float64),
-        "speed": np.abs(speed),
-    }
-
-
-def _where(condition: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.where(condition, values, np.nan)
-
-
-def _mean(values: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    """Mean over the clear frames [N, T] -> [N]; nan where there are none."""
-    count = clear.sum(1)
-    return _where(count > 0, np.where(clear, values, 0.0).sum(1) / np.maximum(count, 1))
-
-
-def _variance(values: np.ndarray, clear: np.ndarray) -> np.ndarray:
-    return _mean(np.square(values - _mean(values, clear)[:, None]), clear)
-
-
-def _line(time: np.ndarray, values: np.ndarray, clear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope of the least-squares line through the clear frames, and the mean square distance from it."""
-    times = np.broadcast_to(time, values.shape)
-    dt, dv = (v - _mean(v, clear)[:, None] for v in (times, values))
-    slope = _mean(dt * dv, clear) / np.maximum(_mean(dt * dt, clear), 1e-9)
-    enough = clear.sum(1) >= LINE
-    return _where(enough, slope), _where(enough, _mean(np.square(dv - slope[:, None] * dt), clear))
-
-
-def _hops(time: np.ndarray, heights: np.ndarray, clear: np.ndarray, tempo: float) -> np.ndarray:
-    """Rms distance of the heights from the nearest curve of hops: a grid over period and phase, least squares inside."""
-    period, phase = np.meshgrid(np.linspace(*PERIODS, 65) * tempo, np.arange(96) / 96, indexing="ij")
-    turn = np.mod(time / period[..., None] + phase[..., None], 1.0).reshape(-1, len(time))
-    lift = 4 * turn * (1 - turn)  # [grid, T]
-    weight = clear / np.maximum(clear.sum(1, keepdims=True), 1)
-    y = np.where(clear, heights, 0.0)
-    mean, square = (weight * y).sum(1), (weight * y * y).sum(1)
-    mean_lift, square_lift = weight @ lift.T, weight @ np.square(lift).T  # [N, grid]
-    covariance = (weight * y) @ lift.T - mean[:, None] * mean_lift
-    variance = np.maximum(square_lift - mean_lift**2, 1e-9)
-    gain = np.square(np.minimum(covariance, 0.0)) / variance  # hops lead up, where y is smaller
-    left = np.maximum(square - mean**2 - gain.max(1), 0.0)
-    return _where(clear.sum(1) >= HOP, np.sqrt(left))
-
-
-def _changes(values: np.ndarray, kinds: int) -> np.ndarray:
-    """Share of the clear frames that are not of the clip's commonest kind; values [N, T] are -1 where not clear."""
-    counts = (values[..., None] == np.arange(kinds)).sum(1)
-    total = counts.sum(1)
-    return _where(total > 0, 1 - counts.max(1) / np.maximum(total, 1))
-
-
-def _permanence(track: Track, time: np.ndarray, speed: np.ndarray) -> np.ndarray:
-    """Share of the frames that owe a sight of the thing and have none, or two.
-
-    A frame owes it if, where the thing would be on its way from the nearest frame that shows it whole, it would not touch the
-    border, and no screen lies within `AROUND` radii.
-    """
-    size = track.screen.shape[-1]
-    away = np.abs(time[:, None] - time) + np.where(track.clear, 0.0, np.inf)[:, None]  # [N, T, T]
-    nearest = away.argmin(-1)
-    place = np.take_along_axis(np.nan_to_num(track.position), nearest[..., None], 1)  # [N, T, 2]
-    place = place + np.stack([np.nan_to_num(speed)[:, None] * (time - time[nearest]), np.zeros_like(time[nearest])], -1)
-    radius = np.sqrt(np.nan_to_num(_mean(track.area, track.clear)) / np.pi)[:, None]
-    inside = ((place > radius[..., None]) & (place < 1 - radius[..., None])).all(-1)
-    pixel = (np.arange(size) + 0.5) / size
-    dx, dy = pixel - place[..., 0, None], pixel - place[..., 1, None]
-    about = np.square(dx)[:, :, None, :] + np.square(dy)[..., None] < np.square(AROUND * radius)[..., None, None]
-    owed = inside & ~(about & track.screen).any((2, 3)) & (track.clear.sum(1, keepdims=True) > 0)
-    wrong = owed & (~track.found | track.second)
-    total = owed.sum(1)
-    return _where(total > 0, wrong.sum(1) / np.maximum(total, 1))
-
-
-def _unsaid(track: Track, words: np.ndarray, speed: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Share of the three words that the commonest colour and shape and the motion do not fit; nan without motion."""
-
-    def commonest(values: np.ndarray, kinds: int) -> np.ndarray:
-        return (values[..., None] == np.arange(kinds)).sum(1).argmax(1)
-
-    colour = commonest(track.colour, len(COLOURS)) == words[:, 0]
-    shape = commonest(track.shape, len(SHAPES)) + len(COLOURS) == words[:, 1]
-    with np.errstate(invalid="ignore"):
-        motion = 2 * (level > HOPS) + (speed >= 0) + len(COLOURS) + len(SHAPES) == words[:, 2]
-    return _where(np.isfinite(speed), 1 - (colour * 1.0 + shape + motion) / 3)
-
-
-def truth_errors(track: Track, truth: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How well the tracker does on clips whose truth is known.
-
-    Parameters
-    ----------
-    truth : "positions" [N, T, 2] (of things as in `Frames`), "visibility" [N, T], "colour" and "shape" int [N].
-
-    Returns
-    -------
-    "missed": frames that show the whole thing and in which none was found; "false": frames that show nothing of it and in
-    which one was; "position": rms distance of the centre; "position_95": its 95th percentile; "colour", "shape": clear
-    frames in which they are wrong. Shares, and fractions of the frame's side.
-    """
-    seen, hidden = truth["visibility"] > 0.999, truth["visibility"] < 1e-3
-    distance = np.linalg.norm(track.position - truth["positions"], axis=-1)[track.clear]
-    clear = max(int(track.clear.sum()), 1)
-
-    def wrong(found: np.ndarray, true: np.ndarray) -> float:
-        return float((track.clear & (found != true[:, None])).sum() / clear)
-
-    return {
-        "missed": float((seen & ~track.found).sum() / max(int(seen.sum()), 1)),
-        "false": float((hidden & track.found).sum() / max(int(hidden.sum()), 1)),
-        "position": float(np.sqrt(np.mean(np.square(distance)))) if distance.size else float("nan"),
-        "position_95": float(np.quantile(distance, 0.95)) if distance.size else float("nan"),
-        "colour": wrong(track.colour, truth["colour"]),
-        "shape": wrong(track.shape, truth["shape"]),
-    }
+    amounts = np.asarray(amounts, np.float64)
+    if amounts.ndim != 3:
+        raise ConfigError(f"amounts are [N, T, K], got {amounts.shape}")
+    known = np.isfinite(amounts)
+    count = np.maximum(known.sum(1), 1)
+    mean = np.where(known, amounts, 0.0).sum(1) / count
+    variance = np.where(known, np.square(amounts - mean[:, None]), 0.0).sum(1) / count
+    return np.where(mean > 0, variance / np.where(mean > 0, mean, 1.0) ** 2, np.nan)

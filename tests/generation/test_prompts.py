@@ -59,6 +59,15 @@ def test_vbench_prompts_carry_their_dimensions(tmp_path):
     assert [c.file for c in clips[:5]] == [f"a cat-{i}.mp4" for i in range(5)]
 
 
+def test_phygenbench_prompts_are_numbered_from_1_and_carry_their_categories(tmp_path):
+    entry = {"caption": "A stone sinks.", "physical_laws": "x", "sub_category": "Buoyancy", "main_category": "Force"}
+    found = read_prompts(written(tmp_path, "prompts.json", json.dumps([entry, {**entry, "caption": "Ice."}, entry])))
+    assert [(p.caption, p.groups) for p in found] == [
+        (caption, ("Force", "Buoyancy")) for caption in ("A stone sinks.", "Ice.", "A stone sinks.")
+    ]
+    assert [c.file for c in name_clips(found, "phygenbench")] == [f"output_video_{n}.mp4" for n in (1, 2, 3)]
+
+
 def test_names_and_tables_are_those_of_the_scorers(tmp_path):
     prompts = (Prompt("A ball, red,  rolls.", "told", ("solid_solid",)), Prompt("Honey / oil", "Honey / oil"))
 
@@ -112,7 +121,9 @@ def test_names_that_no_file_can_have_or_that_two_clips_share_are_refused():
     for caption in ("a/b", "x" * 300, "../up"):
         with pytest.raises(ConfigError, match="cannot be the name of a file"):
             name_clips((Prompt(caption, ""),), "vbench")
-    with pytest.raises(ConfigError, match="--naming=vbnch is unknown; choose from plain, videophy, videophy2, vbench"):
+    with pytest.raises(
+        ConfigError, match="--naming=vbnch is unknown; choose from plain, videophy, videophy2, vbench, phygenbench"
+    ):
         name_clips((Prompt("a", ""),), "vbnch")
     with pytest.raises(ConfigError, match="--samples=0"):
         name_clips((Prompt("a", ""),), "plain", 0)

@@ -1,134 +1,174 @@
-"""Metrics of the world's physics, on tracks whose answer is known in closed form."""
-
-import dataclasses
+"""Energy, gravity and mass, on motion whose answer is known in closed form."""
 
 import numpy as np
 import pytest
 
-from jaxdiff.data.worlds import WorldConfig, prompts
 from jaxdiff.errors import ConfigError
-from jaxdiff.physics import METRICS, Track, measure, truth_errors
+from jaxdiff.physics.known import discs, dropped, tracks_of
+from jaxdiff.physics.metrics import energy, energy_error, free, gravity_fit, jumps, mass_variance, noise
+from jaxdiff.physics.tracks import Tracks
 
-CONFIG = WorldConfig()
-TIME = np.arange(17) - 8.5
-SLIDES, HOPS = (np.array([0, 6, prompts.WORDS.index(motion)]) for motion in ("slides-right", "hops-right"))
-
-
-def made(x=0.5 + 0.01 * TIME, y=0.5, clear=True, found=True, area=0.05, colour=0, shape=0, **others) -> Track:
-    """A track of one clip, free of the screen unless told otherwise."""
-    clear = np.broadcast_to(clear, (1, 17))
-    position = np.stack([np.broadcast_to(x, (1, 17)), np.broadcast_to(y, (1, 17))], -1).astype(float)
-    screen = np.zeros((1, 17, 32, 32), bool)
-    second = np.zeros((1, 17), bool)
-    values = {
-        "found": np.broadcast_to(found, (1, 17)) | clear,
-        "clear": clear,
-        "second": second,
-        "position": np.where(clear[..., None], position, np.nan),
-        "area": np.where(clear, np.broadcast_to(area, (1, 17)), np.nan),
-        "colour": np.where(clear, np.broadcast_to(colour, (1, 17)), -1),
-        "shape": np.where(clear, np.broadcast_to(shape, (1, 17)), -1),
-        "screen": screen,
-    }
-    return Track(**values | others)
+FPS, PULL, RADIUS = 30.0, 900.0, 8.0  # frames a second, pixels per second squared, pixels
+SCALE = 9.81 / PULL
+TIME = np.arange(40) / FPS
 
 
-def value(name, track, words=SLIDES):
-    return float(measure(track, words[None], CONFIG)[name][0])
+def thing(y, x=50.0, **others):
+    """One disc; y points down."""
+    return tracks_of(np.stack(np.broadcast_arrays(x, y), -1)[:, None], [RADIUS], FPS, scale=SCALE, **others)
 
 
-def test_every_metric_of_a_perfect_clip_is_zero_and_its_speed_is_the_speed():
-    found = {name: float(values[0]) for name, values in measure(made(), SLIDES[None], CONFIG).items()}
-    assert found.keys() == METRICS.keys()
-    assert found.pop("speed") == pytest.approx(0.01)
-    assert np.isnan(found.pop("bounce"))  # of hopping prompts only
-    assert all(abs(number) < 1e-9 for number in found.values()), found
+def bouncing(restitution, height=150.0):
+    """Let go above a floor at row 200 + RADIUS."""
+    return thing(200 - height + dropped(TIME, height, PULL, restitution), 50 + 60 * TIME)
 
 
-def test_velocity_is_the_distance_from_the_best_line():
-    x = 0.5 + 0.003 * TIME**2
-    expected = np.std(x - np.polyval(np.polyfit(TIME, x, 1), TIME))
-    assert value("velocity", made(x)) == pytest.approx(expected)
-    half = np.where(
-        TIME > 0, 0.1, 0.0
-    )  # a jump of the height counts where the prompt says that it slides, and only there
-    assert value("velocity", made(y=0.5 + half)) == pytest.approx(np.std(half))
-    assert value("velocity", made(y=0.5 + half), HOPS) == pytest.approx(0.0, abs=1e-9)
+def errors(tracks, gravity=9.81):
+    return [float(value[0]) for value in energy_error(energy(tracks, gravity))]
 
 
-@pytest.mark.parametrize(("period", "phase", "most"), [(7.0, 0.25, 1e-6), (6.3, 0.713, 2e-3)])
-def test_hops_on_parabolas_have_no_residual_and_shuffled_ones_do(period, phase, most):
-    turn = np.mod(TIME / period + phase, 1.0)
-    track = made(y=0.7 - 0.12 * 4 * turn * (1 - turn), clear=np.abs(TIME) > 3)
-    assert value("bounce", track, HOPS) <= most
-    assert value("bounce", track.shuffled(1), HOPS) > 0.01
-    upside_down = made(y=0.7 + 0.12 * 4 * turn * (1 - turn))
-    assert value("bounce", upside_down, HOPS) > 0.01
+def test_free_fall_keeps_its_energy_and_shows_gravity():
+    tracks = thing(10 + 40 * TIME + PULL * TIME**2 / 2, 20 + 90 * TIME)
+    assert max(errors(tracks)) < 1e-6
+    fit = gravity_fit(tracks)
+    assert fit.value == pytest.approx(9.81, rel=1e-9)
+    assert fit.r2 == pytest.approx(1.0)
+    assert fit.residual() == pytest.approx(0.0, abs=1e-9)
+    assert free(tracks).all()
+    single = Tracks(tracks.positions.astype(np.float32), tracks.areas, FPS, SCALE)
+    assert max(errors(single)) < 1e-5  # of pixels up to 850 in float32
 
 
-def test_permanence_counts_the_frames_that_owe_a_sight_of_the_thing():
-    gone = np.arange(17) >= 12
-    missing = made(clear=~gone, found=~gone)
-    assert value("permanence", missing) == pytest.approx(5 / 17)
-    screen = np.zeros((1, 17, 32, 32), bool)
-    screen[:, 12:] = True
-    assert value("permanence", dataclasses.replace(missing, screen=screen)) == 0  # it may be behind the screen
-    screen[:, 12:, :, 24:] = False  # the thing is at the middle and moves right, but not so far
-    assert value("permanence", dataclasses.replace(missing, screen=screen)) == 0
-    screen[:, 12:, :, :24] = False
-    assert value("permanence", dataclasses.replace(missing, screen=screen)) == pytest.approx(5 / 17)
-    assert value("permanence", made(second=(np.arange(17) < 2)[None])) == pytest.approx(2 / 17)
+def test_an_elastic_bounce_keeps_its_energy_but_in_the_frames_of_the_contact():
+    tracks = bouncing(1.0)
+    assert max(errors(tracks)) < 1e-6
+    hit = np.flatnonzero(jumps(tracks)[0, :, 0].any(-1))
+    contacts = [np.sqrt(2 * 150 / PULL) * n * FPS for n in (1, 3)]
+    assert hit.size
+    assert all(min(abs(t - contact) for contact in contacts) <= 1 for t in hit)
+    assert free(tracks).sum() >= len(TIME) - 4 * len(contacts)
 
 
-def test_a_thing_that_leaves_the_frame_is_not_missed():
-    x = 0.5 + 0.06 * TIME
-    inside = np.abs(x - 0.5) < 0.37
-    assert value("permanence", made(x, clear=inside, found=inside)) == 0
+@pytest.mark.parametrize("restitution", [0.5, 0.8])
+def test_a_bounce_takes_1_minus_e_squared_of_the_kinetic_energy(restitution):
+    tracks = bouncing(restitution)
+    found = energy(tracks, 9.81)
+    total = found.total[0][np.isfinite(found.total[0])]
+    impact = tracks.masses[0, 0] * 9.81 * 150 * SCALE
+    # The contacts that the clip shows, each with its step.
+    levels = total[0] - impact * (1 - restitution ** (2.0 * np.arange(5)))
+    nearest = np.abs(total[:, None] - levels).min(1)
+    assert nearest.max() < 1e-6 * impact
+    assert np.abs(total - levels[1]).min() < 1e-6 * impact
+    rms, gain = errors(tracks)
+    assert rms > 0.1
+    assert gain < 1e-6  # nothing but dissipation
 
 
-def test_attributes_that_change_are_counted_against_the_commonest():
-    assert value("colour", made(colour=np.where(np.arange(17) < 4, 2, 1))) == pytest.approx(4 / 17)
-    clear = np.arange(17) != 8
-    assert value("shape", made(shape=np.where(np.arange(17) > 8, 1, 0), clear=clear)) == pytest.approx(0.5)
+def test_energy_that_comes_from_nowhere_is_a_gain():
+    tracks = bouncing(1.0)
+    faster = tracks.positions.copy()
+    faster[0, 20:, 0, 0] += 400 * (TIME[20:] - TIME[20])  # sideways, in the air
+    rms, gain = errors(Tracks(faster, tracks.areas, FPS, SCALE))
+    assert gain > 0.2
+    assert rms > 0.1
 
 
-def test_mass_is_the_relative_variance_of_the_area():
-    growth = 1 + 0.3 * np.arange(17) / 16
-    area = 0.05 * growth**2
-    assert value("mass", made(area=area)) == pytest.approx(np.var(area) / np.mean(area) ** 2)
+def test_a_thing_that_floats_has_no_energy_error_and_a_gravity_residual_of_1():
+    tracks = thing(np.full(40, 100.0))
+    assert errors(tracks) == [0.0, 0.0]
+    fit = gravity_fit(tracks, floor=200.0)
+    assert fit.residual() == pytest.approx(1.0)
+    assert np.isnan(fit.r2)  # no variance to explain
+    drifting = thing(np.full(40, 100.0), 20 + 90 * TIME)
+    assert max(errors(drifting)) < 1e-9
+    assert gravity_fit(drifting, floor=200.0).residual() == pytest.approx(1.0)
+    assert np.isnan(gravity_fit(tracks).value)  # without a floor it may as well lie on a table
 
 
-def test_words_are_those_that_the_clip_does_not_show():
-    turn = np.mod(TIME / 7, 1.0)
-    hop = 0.6 - 0.1 * 4 * turn * (1 - turn)
-    assert value("words", made(y=hop), HOPS) == 0
-    assert value("words", made(y=hop), SLIDES) == pytest.approx(1 / 3)
-    assert value("words", made(0.5 - 0.01 * TIME, colour=3, shape=2)) == 1
+def test_gravity_is_found_between_the_bounces_and_not_on_the_floor():
+    tracks = bouncing(0.6)
+    for floor in (None, 200 + RADIUS):
+        fit = gravity_fit(tracks, floor)
+        assert fit.value == pytest.approx(9.81, rel=1e-6)
+        assert fit.r2 == pytest.approx(1.0)
+    landed = thing(np.minimum(50 + PULL * TIME**2 / 2, 200.0))
+    for floor in (None, 200 + RADIUS):
+        assert gravity_fit(landed, floor).value == pytest.approx(9.81, rel=1e-6)
 
 
-def test_a_clip_without_a_thing_is_empty_and_says_nothing_else():
-    found = measure(made(clear=False, found=False), SLIDES[None], CONFIG)
-    assert found.pop("empty")[0] == 1
-    assert all(np.isnan(values[0]) for values in found.values())
+def test_the_deviation_of_gravity_is_that_of_the_noise():
+    rng = np.random.default_rng(0)
+    sigma, frames = 0.3, len(TIME)
+    heights = 10 + 40 * TIME + PULL * TIME**2 / 2 + sigma * rng.standard_normal((100, frames))
+    positions = np.stack([np.broadcast_to(20 + 90 * TIME, heights.shape), heights], -1)[:, :, None]
+    clips = Tracks(positions, np.full((100, frames, 1), np.pi * RADIUS**2), FPS, SCALE)
+    fit = gravity_fit(clips)
+    expected = sigma * SCALE * np.sqrt(720.0) * FPS**2 / frames**2.5
+    # sd of a mean of 100, and of an estimate of an sd from 100
+    assert abs(fit.value.mean() - 9.81) < 4 * expected / 10
+    assert fit.value.std() == pytest.approx(expected, rel=0.3)
+    assert fit.deviation.mean() == pytest.approx(expected, rel=0.1)
+    # The median of 36 dependent numbers
+    assert noise(clips).mean() == pytest.approx(sigma, rel=0.1)
+    assert jumps(clips).any((1, 2, 3)).mean() <= 0.05
 
 
-def test_errors_are_taken_where_the_truth_is_plain():
-    track = made(x=0.51, found=np.arange(17) != 3, clear=~np.isin(np.arange(17), (3, 4)), colour=1)
-    truth = {
-        "positions": np.full((1, 17, 2), 0.5),
-        "visibility": np.where(np.arange(17) == 4, 0.0, 1.0)[None],
-        "colour": np.array([0]),
-        "shape": np.array([0]),
-    }
-    found = truth_errors(track, truth)
-    assert found["missed"] == pytest.approx(1 / 16)
-    assert found["false"] == 1
-    assert found["position"] == pytest.approx(0.01)
-    assert (found["colour"], found["shape"]) == (1, 0)
+def test_time_shuffled_frames_keep_no_law():
+    tracks = bouncing(1.0)
+    mixed = tracks.shuffled(1)
+    assert errors(mixed)[0] > 0.2
+    fit = gravity_fit(mixed, floor=500.0)
+    assert fit.residual() > 0.5
+    assert fit.r2 < 0.5
+    assert mass_variance(mixed.areas) == pytest.approx(mass_variance(tracks.areas))  # order means nothing to it
 
 
-def test_prompts_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="1 clips need as many prompts"):
-        measure(made(), np.stack([SLIDES, SLIDES]), CONFIG)
-    with pytest.raises(ConfigError, match="asks for nothing"):
-        measure(made(), np.full((1, 3), prompts.NOTHING), CONFIG)
+def test_mass_variance_of_a_disc_that_moves_is_below_a_ten_thousandth():
+    for radius in (6.0, 9.3):
+        centres = np.stack([20.3 + 0.37 * np.arange(30), 18 + 0.113 * np.arange(30)], -1)[:, None]
+        areas = discs(centres, np.array([radius]), (48, 64)).sum((1, 2))
+        assert mass_variance(areas[None]).max() < 1e-4
+    assert mass_variance(areas[None]) > 0
+
+
+def test_mass_variance_of_a_growing_and_of_a_vanishing_thing():
+    grown, share = 0.5, (np.arange(20000) + 0.5) / 20000
+    areas = np.pi * (RADIUS * (1 + grown * share)) ** 2
+    mean = 1 + grown + grown**2 / 3
+    square = 1 + 2 * grown + 2 * grown**2 + grown**3 + grown**4 / 5
+    assert mass_variance(areas[None, :, None]) == pytest.approx(square / mean**2 - 1, rel=1e-6)
+    for gone in (0.25, 0.5, 0.8):
+        there = np.where(np.arange(20) < round(20 * gone), 37.0, 0.0)
+        assert mass_variance(there[None, :, None]) == pytest.approx((1 - gone) / gone)
+    hidden = np.where(np.arange(20) < 10, 37.0, np.nan)
+    assert mass_variance(hidden[None, :, None]) == 0.0
+    assert np.isnan(mass_variance(np.full((1, 20, 1), np.nan)))
+
+
+def test_missing_frames_are_counted_and_hidden_ones_are_not():
+    tracks = thing(np.full(40, 100.0))
+    for fill, share in ((0.0, 0.25), (np.nan, 0.0)):
+        areas, positions = tracks.areas.copy(), tracks.positions.copy()
+        areas[:, 30:], positions[:, 30:] = fill, np.nan
+        assert Tracks(positions, areas, FPS).missing() == pytest.approx(share)
+    empty = Tracks(np.full((1, 40, 0, 2), np.nan), np.zeros((1, 40, 0)), FPS)
+    assert empty.missing() == 1.0
+    assert np.isnan(energy_error(energy(empty, 9.81))).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"areas": np.ones((1, 39, 1))}, "positions"),
+        ({"fps": 0.0}, "positive fps"),
+        ({"scale": -1.0}, "positive fps and scale"),
+        ({"radii": np.ones(1)}, "radii"),
+    ],
+)
+def test_tracks_that_do_not_fit_together_are_refused(change, message):
+    given = {"positions": np.zeros((1, 40, 1, 2)), "areas": np.ones((1, 40, 1)), "fps": FPS}
+    with pytest.raises(ConfigError, match=message):
+        Tracks(**given | change)
+    with pytest.raises(ConfigError, match="amounts"):
+        mass_variance(np.ones(3))
