@@ -285,12 +285,12 @@ class Pipeline:
         """`velocity`, and what the taps read on the way: name -> [rows, B, ...]. Not jitted: for use inside a jit."""
         cond = as_conditioning(cond)
         taps, edits = tuple(taps), tuple(edits)
-        self.family.validate(self.transformer, latents.shape, cond)
+        self.validate(latents.shape, cond)
         written = edit_sites(self)
         taps_lib.check(taps, edits, tap_sites(self), self.transformer.config.num_layers, written)
         label = sigma if label is None else label
         state = self.schedule.to_network(latents, sigma)
-        output, captured = self._output(
+        output, captured = self.output(
             state, self.schedule.timestep(label), cond, taps=taps, edits=edits, sigma=sigma, key=key
         )
         velocity = self.schedule.velocity(output, latents, sigma)
@@ -315,8 +315,18 @@ class Pipeline:
             raise ConfigError("there is a transformer_2, but no boundary_ratio that says when it is used")
         return ratio * self.schedule.num_train_timesteps
 
-    def _output(self, latents, timestep, cond: Conditioning, **reading):
-        """Raw output and captures of the network that serves this timestep (scalar or [B])."""
+    def validate(self, latents_shape: tuple[int, ...], cond: Conditioning) -> None:
+        """Raise a `ConfigError` that names the first thing that the network cannot take."""
+        self.family.validate(self.transformer, latents_shape, cond)
+
+    def output(
+        self, latents: jax.Array, timestep: jax.Array, cond: Conditioning, **reading: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Raw output and captures of the network that serves this timestep (scalar or [B]). Neither checked nor jitted.
+
+        `latents` are in the schedule's coordinates (`Schedule.to_network`); `reading` goes to the network: taps, edits, sigma,
+        key, remat.
+        """
         timestep = jnp.asarray(timestep, jnp.float32)
         each = jnp.broadcast_to(timestep, (latents.shape[0],))
 
@@ -380,8 +390,8 @@ def _decode(vae: Network, latents: jax.Array) -> jax.Array:
 
 @jax.jit
 def _denoise(pipeline: Pipeline, latents, timestep, cond: Conditioning) -> jax.Array:
-    pipeline.family.validate(pipeline.transformer, latents.shape, cond)
-    return pipeline._output(latents, timestep, cond)[0]
+    pipeline.validate(latents.shape, cond)
+    return pipeline.output(latents, timestep, cond)[0]
 
 
 @jax.jit

@@ -84,6 +84,18 @@ def posterior_mode(vae: Network, video: jax.Array) -> jax.Array:
     return module.normalise(mean)
 
 
+def held(velocity: jax.Array, x: jax.Array, sigma: Any, first: jax.Array) -> jax.Array:
+    """A velocity [B, T', H', W', C] whose first latent frame flows straight to `first` c [B, 1, H', W', C]: there
+    ``(x - c) / sigma``, and 0 at sigma 0.
+
+    Every solver follows a straight line exactly: sampling ends in c, and an inversion that starts in c stays in it.
+    """
+    sigma = jnp.reshape(jnp.asarray(sigma, jnp.float32), (-1, 1, 1, 1, 1))
+    distance = x[:, :1] - first.astype(jnp.float32)
+    straight = jnp.where(sigma > 0, distance / jnp.where(sigma > 0, sigma, 1.0), 0.0)
+    return jnp.concatenate([straight, velocity[:, 1:]], 1)
+
+
 def per_clip(x: Any, batch: int) -> jax.Array:
     """[B or 1, ...] -> [B, ...]"""
     return jnp.broadcast_to(x, (batch, *x.shape[1:]))

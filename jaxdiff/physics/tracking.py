@@ -93,11 +93,11 @@ def _track(video: np.ndarray, config: WorldConfig) -> Track:
     rgb = video.astype(np.float32) / 255
     chroma = rgb - rgb.mean(-1, keepdims=True)
     screen = _screen(rgb, np.linalg.norm(chroma, axis=-1) < PLAIN, config)
-    amount, colour = _amounts(chroma)
+    amount, colour = amounts(chroma)
     flat = (shape[0] * shape[1], *shape[2:])
-    patches = _patches(colour.reshape(flat), amount.max(-1).reshape(flat) > OPAQUE)
+    found = patches(colour.reshape(flat), amount.max(-1).reshape(flat) > OPAQUE)
     first, other = (
-        _describe(patch, amount.reshape(*flat, -1), colour.reshape(flat), screen.reshape(flat)) for patch in patches
+        _describe(patch, amount.reshape(*flat, -1), colour.reshape(flat), screen.reshape(flat)) for patch in found
     )
     frames = shape[:2]
     clear = first.clear.reshape(frames)
@@ -113,8 +113,9 @@ def _track(video: np.ndarray, config: WorldConfig) -> Track:
     )
 
 
-def _amounts(chroma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each colour a pixel shows [..., 6], zero but for the one whose hue it has; and which that is."""
+def amounts(chroma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of pixels' colours without their means [..., 3]: how much of each colour of the palette they show [..., 6], zero but for
+    the one whose hue they have; and which that is."""
     palette = np.asarray(PALETTE, np.float32)
     keys = palette - palette.mean(1, keepdims=True)
     length = np.linalg.norm(keys, axis=1)
@@ -170,7 +171,7 @@ def _screen(rgb: np.ndarray, plain: np.ndarray, config: WorldConfig) -> np.ndarr
 # ---------------------------------------------------------------------------------------------------- the things
 
 
-def _patches(colour: np.ndarray, solid: np.ndarray, count: int = 2) -> list[np.ndarray]:
+def patches(colour: np.ndarray, solid: np.ndarray, count: int = 2) -> list[np.ndarray]:
     """The largest connected patches of one colour in frames [F, H, W]: `count` masks, the largest first."""
     frames, height, width = solid.shape
     label = np.where(solid, np.arange(1, height * width + 1).reshape(height, width), 0)
