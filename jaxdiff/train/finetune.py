@@ -1,7 +1,6 @@
 """Fine-tuning of text-to-video checkpoints on encoded clips: all weights or a LoRA, with any further losses beside."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from jaxdiff.errors import ConfigError
 from jaxdiff.flow.schedule import Schedule
 from jaxdiff.flow.variance_preserving import VariancePreserving
 from jaxdiff.lamo.drift_loss import predicted_clean
-from jaxdiff.mesh import DATA, FSDP
+from jaxdiff.mesh import data_size
 from jaxdiff.models.lora import LoRA, adapted, adapter_shardings, new_adapters
 from jaxdiff.models.network import Network, cast
 from jaxdiff.pipeline import Pipeline
@@ -65,6 +64,8 @@ class FineTuning:
     losses : name -> `ExtraLoss` or `PromptedLoss`.
     prompt_dropout : share of clips that are told the empty prompt, for classifier-free guidance.
     logit_mean, logit_std : of the noise levels of flow models, see `draw_sigmas`.
+    first_frame : train the continuation of the first frame, for families that take its latents in their place (Wan 2.2
+        TI2V): the first latent frame of every clip is given, and not trained on.
     remat : recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -75,6 +76,7 @@ class FineTuning:
     prompt_dropout: float = 0.1
     logit_mean: float = 0.0
     logit_std: float = 1.0
+    first_frame: bool = False
     remat: bool = True
 
     def __post_init__(self):
@@ -117,26 +119,32 @@ def denoising_losses(
 
     The denoising loss is the mean square error of the network's own output, `Schedule.target`: of the velocity for flow
     models, of v for CogVideoX (whose published weight ``1 / (1 - abar)`` on the error of x0 is the same thing), of the noise
-    for noise predictors. The predicted clean latents are ``x - sigma velocity`` of any of them.
+    for noise predictors. The predicted clean latents are ``x - sigma velocity`` of any of them. A first latent frame that
+    `cond` gives in its place is left out of the error and true in the prediction.
 
     Parameters
     ----------
     latents, noise : [B, T', H', W', C] float32; the state is ``(1 - sigma) latents + sigma noise``
     sigma : [B]
-    weight : [B], of each clip in the denoising loss; default: all 1.
+    weight : of each clip in the denoising loss [B], or of each latent frame [B or 1, T']; default: all 1.
     """
-    schedule, network = pipeline.schedule, pipeline.transformer
-    pipeline.family.validate(network, latents.shape, cond)
+    schedule = pipeline.schedule
+    pipeline.validate(latents.shape, cond)
     mix = sigma[:, None, None, None, None]
     x = (1 - mix) * latents + mix * noise
-    output, _ = pipeline.family.denoise(
-        network, schedule.to_network(x, sigma), schedule.timestep(sigma), cond, remat=remat
-    )
+    output, _ = pipeline.output(schedule.to_network(x, sigma), schedule.timestep(sigma), cond, remat=remat)
     error = output.astype(jnp.float32) - schedule.target(latents, noise, sigma)
     square = jnp.square(error)
-    losses = {"denoise": jnp.mean(square if weight is None else weight[:, None, None, None, None] * square)}
+    if weight is not None:
+        square = weight.reshape(*weight.shape, *[1] * (square.ndim - weight.ndim)) * square
+    in_place = getattr(cond, "image_latents", None) is not None and not pipeline.family.needs_image(
+        pipeline.transformer
+    )
+    given = int(in_place)  # latent frames
+    losses = {"denoise": jnp.mean(square[:, given:])}
     if extra:
         predicted = predicted_clean(x, schedule.velocity(output, x, sigma), sigma)
+        predicted = jnp.concatenate([latents[:, :given], predicted[:, given:]], 1) if given else predicted
         for name, loss in extra.items():
             call: Any = loss
             if getattr(loss, "prompted", False):
@@ -153,14 +161,8 @@ def training_loss(pipeline: Pipeline, config: FineTuning, fps: float | None = No
     `Conditioning` of batch 1, or None without dropout; a batch is (latents, text, text_mask or None), with the clips' weights as a fourth where
     they have any. Nothing of the pipeline but its configuration is kept: its leaves may be shapes.
     """
-    kinds = jax.tree.map(lambda leaf: jnp.dtype(leaf.dtype), pipeline.transformer.params)
-    network = pipeline.transformer.replace({})
-    rest = Pipeline(network, pipeline.family, pipeline.schedule)
-
-    def trained(params, frozen) -> Network:
-        if config.lora is not None:
-            return adapted(network.replace(frozen), params, config.lora.scale)
-        return network.replace(jax.tree.map(lambda leaf, kind: leaf.astype(kind), params, kinds))
+    trained = rebuilt(pipeline.transformer, config.lora)
+    rest = Pipeline(pipeline.transformer.replace({}), pipeline.family, pipeline.schedule)
 
     def loss(params, given, key):
         (frozen, empty), (latents, text, mask, *weight) = given
@@ -176,7 +178,7 @@ def training_loss(pipeline: Pipeline, config: FineTuning, fps: float | None = No
             latents,
             jax.random.normal(spread, latents.shape),
             sigma,
-            Conditioning(text=text, text_mask=mask, fps=fps),
+            Conditioning(text, mask, image_latents=latents[:, :1] if config.first_frame else None, fps=fps),
             extra=config.losses,
             weight=weight[0] if weight else None,
             remat=config.remat,
@@ -220,7 +222,7 @@ def finetune(
     NonFiniteError : as `fit`; the newest checkpoint is the state before.
     """
     check_pipeline(pipeline)
-    shards = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in (DATA, FSDP))
+    shards = 1 if mesh is None else data_size(mesh)
     if config.batch % shards:
         raise ConfigError(f"batch={config.batch} does not divide over the {shards} devices of the axes data and fsdp")
     if config.prompt_dropout and empty is None:
@@ -239,10 +241,7 @@ def finetune(
     check_clips(pipeline, config, data.read([0]), fps)
     loss, given = training_loss(pipeline, config, fps), (frozen, empty if config.prompt_dropout else None)
     state = fit(loss, params, recipe, given, batches=batch, mesh=mesh, workdir=workdir, report=report, **options)
-    if config.lora is not None:
-        return dataclasses.replace(pipeline, transformer=adapted(network, state.ema, config.lora.scale))
-    averaged = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.ema, network.params)
-    return dataclasses.replace(pipeline, transformer=network.replace(averaged))
+    return dataclasses.replace(pipeline, transformer=rebuilt(network, config.lora)(state.ema, frozen))
 
 
 def check_pipeline(pipeline: Pipeline) -> None:
@@ -280,6 +279,20 @@ def trainable(network: Network, lora: LoRA | None, key: jax.Array) -> tuple[Any,
     if lora is None:
         return cast(network.params, jnp.float32), None
     return new_adapters(network.params, find_targets(network, lora.targets), lora, key), network.params
+
+
+def rebuilt(network: Network, lora: LoRA | None) -> Callable[[Any, Any], Network]:
+    """The network of what is trained and of what stays, as `trainable` gives them; weights in the dtypes that they have in
+    `network`, of which nothing else is kept."""
+    kinds = jax.tree.map(lambda leaf: jnp.dtype(leaf.dtype), network.params)
+    bare = network.replace({})
+
+    def build(params: Any, frozen: Any) -> Network:
+        if lora is not None:
+            return adapted(bare.replace(frozen), params, lora.scale)
+        return bare.replace(jax.tree.map(lambda leaf, kind: leaf.astype(kind), params, kinds))
+
+    return build
 
 
 def rows(step: int, batch: int, count: int, seed: int) -> np.ndarray:
