@@ -34,7 +34,12 @@ GOES_ON = "Nothing already stored is lost; the same command goes on from there."
 
 
 def run_binary(
-    run: Callable[..., int | None], config_class: type, *, workdir: bool = True, positional: str | None = None
+    run: Callable[..., int | None],
+    config_class: type,
+    *,
+    workdir: bool = True,
+    positional: str | None = None,
+    distributed: bool = False,
 ) -> NoReturn:
     """Parse the command line into `config_class`, call `run(config, workdir)`, and exit.
 
@@ -44,6 +49,7 @@ def run_binary(
     config_class : frozen dataclass; its fields become the flags (see `experiments._flags`).
     workdir : also declare the required flag `--workdir`. It is not part of the config: a moved folder is still the same run.
     positional : a tuple field of the config that also takes the arguments without a name.
+    distributed : also declare the flag `--distributed`: `run` knows how several processes share its work.
 
     Errors are printed as one block on stderr and without a traceback, which `--debug` or JAXDIFF_DEBUG=1
     adds.
@@ -57,7 +63,18 @@ def run_binary(
         os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default_cache())),
         "Folder where compiled programs are kept for the next start; empty for none.",
     )
-    common = ["workdir"] * workdir + ["debug", "compilation_cache", "help"]
+    flags.DEFINE_integer(
+        "cpu_devices", None, "Take this machine's CPU for so many devices: to try a mesh.", lower_bound=1
+    )
+    if distributed:
+        flags.DEFINE_string(
+            "distributed",
+            "",
+            "This is one of several processes: auto (TPU pods, Slurm, Open MPI), or host:port,processes,index with the address "
+            "of process 0.",
+        )
+    common = ["debug", "compilation_cache", "cpu_devices", "help"]
+    common += ["workdir"] * workdir + ["distributed"] * distributed
 
     def parser(argv: list[str]) -> list[str]:
         try:
@@ -86,7 +103,21 @@ def run_binary(
 def _call(run: Callable[..., int | None], config_class: type, workdir: bool) -> int | None:
     config: Any = parse(config_class)
     use_cache(flags.FLAGS.compilation_cache)
+    if flags.FLAGS.cpu_devices is not None:
+        pretend(flags.FLAGS.cpu_devices)
+    if "distributed" in flags.FLAGS and flags.FLAGS.distributed:
+        from jaxdiff.processes import join
+
+        join(flags.FLAGS.distributed)
     return run(config, pathlib.Path(flags.FLAGS.workdir)) if workdir else run(config)
+
+
+def pretend(devices: int) -> None:
+    """Let jax see so many CPU devices and no other; before it has looked."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
 
 
 def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:

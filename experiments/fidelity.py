@@ -38,11 +38,15 @@ class Config:
     text_embeddings: str | None = setting(None, "FILE.npy with embeddings [N, text_dim], or zeros; replaces --prompt.")
     clips_per_device: int | None = setting(None, "Clips at once on a device; default 24 for nano, 1 else.")
     dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")
+    mesh: str = setting(
+        "auto", "Devices as data=4,fsdp=8,seq=2, or auto: all along data. Weights are split over fsdp, tokens over seq."
+    )
     world_seed: int = setting(0, "Seed of the generated scenes.")
 
 
 def run(config: Config, workdir: Path) -> None:
     """Fill in the model's defaults, compare, report."""
+    from jaxdiff.mesh import working_on
     from jaxdiff.study.solvers import SolverStudy, run_solvers
 
     values = dataclasses.asdict(config)
@@ -51,7 +55,8 @@ def run(config: Config, workdir: Path) -> None:
     for name, default in (NANO if nano else REAL).items():
         if values[name] is None:
             values[name] = default
-    run_solvers(SolverStudy(**values), workdir)
+    with working_on(values.pop("mesh")):
+        run_solvers(SolverStudy(**values), workdir)
 
 
 if __name__ == "__main__":

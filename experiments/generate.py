@@ -23,10 +23,13 @@ class Config:
 
     model: str = setting(help="Checkpoint folder, or nano for the model that ships with the package.")
     prompts: str = setting(
-        help="File of prompts: .txt (one a line), .csv (column caption: VideoPhy, VideoPhy-2) or .json (VBench_full_info.json); "
+        help="File of prompts: .txt (one a line), .csv (column caption: VideoPhy, VideoPhy-2) or .json (VBench_full_info.json, "
+        "PhyGenBench's prompts.json); "
         "or world, for the 72 prompts of the generated world in an order that --seed draws."
     )
-    naming: Literal["plain", "videophy", "videophy2", "vbench"] = setting("plain", "Whose file names and tables.")
+    naming: Literal["plain", "videophy", "videophy2", "vbench", "phygenbench"] = setting(
+        "plain", "Whose file names and tables."
+    )
     samples: int | None = setting(
         None, "Clips of every prompt; default 1, of vbench 5 (25 of temporal_flickering), as its protocol has it."
     )
@@ -69,13 +72,19 @@ class Config:
         None, "Clips that a device works on at once; results depend on it in the last bits. Default 1, of nano 16."
     )
     dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")
+    mesh: str = setting(
+        "auto", "Devices as data=4,fsdp=8,seq=2, or auto: all along data. Weights are split over fsdp, tokens over seq."
+    )
 
 
 def run(config: Config, workdir: Path) -> None:
     """Sample, write, show."""
     from jaxdiff.generation.run import Generation, run_generation
+    from jaxdiff.mesh import working_on
 
-    run_generation(Generation(**dataclasses.asdict(config)), workdir)
+    values = dataclasses.asdict(config)
+    with working_on(values.pop("mesh")):
+        run_generation(Generation(**values), workdir)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,19 @@ class Config:
         True, "Decode and encode in between, as the paper does; else the latents go on as they are."
     )
     seed: int = setting(0, "Seed of the disturbances and the bootstrap.")
+    mesh: str = setting(
+        "auto", "Devices as data=4,fsdp=8,seq=2, or auto: all along data. Weights are split over fsdp, tokens over seq."
+    )
 
 
 def run(config: Config, workdir: Path) -> None:
     """Make, invert, probe, report."""
+    from jaxdiff.mesh import working_on
     from jaxdiff.study.intervention import InterventionConfig, run_intervention
 
-    run_intervention(InterventionConfig(**dataclasses.asdict(config)), workdir)
+    values = dataclasses.asdict(config)
+    with working_on(values.pop("mesh")):
+        run_intervention(InterventionConfig(**values), workdir)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ class Config:
     )
     clips_per_device: int = setting(1, "Clips that a device works on at once; results depend on it in the last bits.")
     dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")
+    mesh: str = setting(
+        "auto", "Devices as data=4,fsdp=8,seq=2, or auto: all along data. Weights are split over fsdp, tokens over seq."
+    )
     stream: bool = setting(False, "Write captures while the program runs: memory does not grow with their number.")
     fidelity_clips: int = setting(4, "Clips whose round trip and self-convergence are measured; 0 for none.")
     skip_bad_clips: bool = setting(False, "Leave out clips that cannot be read, count and list them.")
@@ -44,11 +47,15 @@ class Config:
 
 def run(config: Config, workdir: Path) -> None:
     """Invert, measure, report."""
-    from jaxdiff.study.inversion import InversionStudy, run_inversion
+    from jaxdiff.mesh import working_on
+    from jaxdiff.processes import divide
+    from jaxdiff.study.inversion import InversionStudy, run_inversion, run_part
 
     values = dataclasses.asdict(config)
-    run_inversion(InversionStudy(**values), workdir)
+    with working_on(values.pop("mesh")):
+        study = InversionStudy(**values)
+        divide(lambda part: run_part(study, workdir, part), lambda: run_inversion(study, workdir))
 
 
 if __name__ == "__main__":
-    run_binary(run, Config)
+    run_binary(run, Config, distributed=True)

@@ -8,7 +8,8 @@
 
 inverts every clip through the model and its controls, probes what was read, and writes result.json, probe.csv and report.html.
 Interrupted, the same command goes on where it stopped. With --shard, several processes invert their own clips into one workdir;
-the command without it then does the rest.
+the command without it then does the rest. With --distributed, processes that run at the same time do both: each inverts its
+clips, and the first then does the rest.
 """
 
 import dataclasses
@@ -89,6 +90,9 @@ class Config:
     text_embeddings: str | None = setting(None, "FILE.npy with embeddings [N, text_dim], or zeros; replaces --prompt.")
     clips_per_device: int | None = setting(None, "Clips at once on a device; default 48 for nano, 1 else.")
     dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")
+    mesh: str = setting(
+        "auto", "Devices as data=4,fsdp=8,seq=2, or auto: all along data. Weights are split over fsdp, tokens over seq."
+    )
     stream: bool = setting(False, "Write captures while the program runs.")
     controls: tuple[str, ...] = setting(
         ("untrained", "noised"),
@@ -138,12 +142,14 @@ class Config:
 def run(config: Config, workdir: Path) -> None:
     """Fill in the model's defaults and run."""
     from jaxdiff.data.video import parse_shard
+    from jaxdiff.mesh import working_on
+    from jaxdiff.processes import divide
     from jaxdiff.study.config import StudyConfig
     from jaxdiff.study.levels import LEVELS, captures, nano_levels
     from jaxdiff.study.study import run_shard, run_study
 
     values = dataclasses.asdict(config)
-    values["which"], shard = values.pop("protocol"), parse_shard(values.pop("shard"))
+    values["which"], shard = values.pop("protocol"), values.pop("shard")
     nano = config.config == "nano" or (config.config is None and config.model == "nano")
     values["config"] = config.config or ("nano" if nano else "real")
     for name, default in (NANO if nano else REAL).items():
@@ -155,11 +161,13 @@ def run(config: Config, workdir: Path) -> None:
         values["steps"], values["capture_sigmas"], values["capture_at"], values.pop("capture_log_snr"),
         nano_levels(values["steps"]) if nano else LEVELS,
     )  # fmt: skip
-    if shard is None:
-        run_study(StudyConfig(**values), workdir)
-    else:
-        run_shard(StudyConfig(**values), workdir, shard)
+    with working_on(values.pop("mesh")):
+        settings = StudyConfig(**values)
+        if (own := parse_shard(shard) if shard else None) is not None:
+            run_shard(settings, workdir, own)
+        else:
+            divide(lambda part: run_shard(settings, workdir, part), lambda: run_study(settings, workdir))
 
 
 if __name__ == "__main__":
-    run_binary(run, Config)
+    run_binary(run, Config, distributed=True)

@@ -4,25 +4,37 @@ Float32 results change in their last bits with the batch size, so the number of 
 once is a constant of the run (`clips_per_device`) and short batches are padded: a clip's result then depends
 neither on its neighbours nor on how many devices there are. A padded row repeats a real clip (its values are
 finite and of the usual size) and carries the clip id `PADDING`, which every consumer drops.
+
+| axis     | what is split over it                                                                            |
+|----------|--------------------------------------------------------------------------------------------------|
+| `data`   | clips                                                                                            |
+| `fsdp`   | clips, and the large weights (with their optimiser state): a layer is gathered when it is used    |
+| `seq`    | the tokens of every clip (`jaxdiff.kernels.sequence`); weights and states are the same on it      |
+| `tensor` | the other side of the large weights, by the compiler's partitioner: training and text encoders    |
 """
 
+import contextlib
+import contextvars
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.errors import ConfigError
 
 DATA = "data"
-FSDP = "fsdp"  # weights and optimiser state are split over it, and so are the batches of training
-AXES = (DATA, FSDP, "tensor")
+FSDP = "fsdp"  # weights and optimiser state are split over it, and so are the clips
+SEQ = "seq"
+AXES = (DATA, FSDP, SEQ, "tensor")
 PADDING = -1  # clip id of a padded row
 
 T = TypeVar("T")
+_OWN: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("own", default=None)
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -39,8 +51,8 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
 
 
-def data_size(mesh: Mesh) -> int:
-    """Number of shards along ``data``: how many micro-batches run at once.
+def clip_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes over which clips are spread: ``data``, and ``fsdp`` where the mesh has it.
 
     Raises
     ------
@@ -50,11 +62,28 @@ def data_size(mesh: Mesh) -> int:
         raise ConfigError(
             f"the mesh has the axes {tuple(mesh.shape)}, but clips are spread over an axis named {DATA!r}"
         )
-    return mesh.shape[DATA]
+    return (DATA, FSDP) if FSDP in mesh.shape else (DATA,)
+
+
+def clip_spec(mesh: Mesh) -> PartitionSpec:
+    """How arrays [B, ...] lie on the mesh, a row a clip."""
+    axes = clip_axes(mesh)
+    return PartitionSpec(axes if len(axes) > 1 else DATA)
+
+
+def data_size(mesh: Mesh) -> int:
+    """Over how many parts clips are spread: how many micro-batches run at once.
+
+    Raises
+    ------
+    ConfigError : the mesh has no axis ``data``.
+    """
+    return math.prod(mesh.shape[axis] for axis in clip_axes(mesh))
 
 
 def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
-    """The mesh of a `--mesh` flag: "data=2,fsdp=4", or "auto" for all devices along ``data`` (None if there is but one).
+    """The mesh of a `--mesh` flag: "data=4,fsdp=8,seq=2", or "auto" for all devices along ``data`` (None if there is but
+    one).
 
     Raises
     ------
@@ -63,40 +92,87 @@ def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh |
     devices = jax.devices() if devices is None else list(devices)
     if text == "auto":
         return data_mesh(devices) if len(devices) > 1 else None
+    sizes, count = _sizes(text), len(devices)
+    needed = math.prod(sizes.values())
+    if needed != count:
+        others = needed // sizes[DATA]
+        hint = (
+            f"data={count // others} would use all of them"
+            if count % others == 0
+            else f"{others} does not divide {count}"
+        )
+        raise ConfigError(f"--mesh={text} is for {needed} devices, and there are {count}; {hint}")
+    return Mesh(np.array(devices).reshape(*sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def abstract_mesh(text: str) -> AbstractMesh:
+    """The mesh that "data=4,fsdp=2" describes, without devices; "" is one device.
+
+    Raises
+    ------
+    ConfigError : as `parse_mesh`.
+    """
+    sizes = _sizes(text) if text else {DATA: 1}
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """Axis -> size, in the order of `AXES`: what talks most lies closest."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
         if name not in AXES or name in sizes or not size.isdigit() or not int(size):
             raise ConfigError(
-                f"--mesh={text}: {part!r} is no axis and size; write data=2,fsdp=4 (axes {', '.join(AXES)}) or auto"
+                f"--mesh={text}: {part!r} is no axis and size; write data=4,fsdp=8,seq=2 (axes {', '.join(AXES)}, each "
+                "once) or auto"
             )
         sizes[name] = int(size)
-    if math.prod(sizes.values()) != len(devices):
-        raise ConfigError(f"--mesh={text} is for {math.prod(sizes.values())} devices, and there are {len(devices)}")
-    sizes = {DATA: 1} | sizes
-    return Mesh(np.array(devices).reshape(*sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return {axis: sizes.get(axis, 1) for axis in AXES if axis in sizes or axis == DATA}
 
 
-def shard_batch(x: Any, mesh: Mesh, axes: tuple[str, ...] = (DATA,)) -> Any:
-    """Put a pytree of arrays ``[B, ...]`` on the mesh, B split over ``data``, other mesh axes replicated.
-
-    `axes` are those over which it is split, where the mesh has them.
+@contextlib.contextmanager
+def working_on(text: str) -> Iterator[Mesh]:
+    """`own_mesh` is, inside, the mesh of this `--mesh` flag over the devices of this process.
 
     Raises
     ------
-    ConfigError : a leaf has no batch axis, or its length does not divide by the ``data`` axis.
+    ConfigError : as `parse_mesh`.
     """
-    data_size(mesh)
-    there = tuple(axis for axis in axes if axis in mesh.shape)
-    shards = math.prod(mesh.shape[axis] for axis in there)
-    sharding = NamedSharding(mesh, PartitionSpec(there if len(there) > 1 else DATA))
+    devices = jax.local_devices()
+    mesh = parse_mesh(text, devices) or data_mesh(devices)
+    token = _OWN.set(mesh)
+    try:
+        yield mesh
+    finally:
+        _OWN.reset(token)
+
+
+def own_mesh() -> Mesh:
+    """The devices that this process works on: all of its own along ``data``, or as `working_on` says."""
+    return _OWN.get() or data_mesh(jax.local_devices())
+
+
+def weights_mesh() -> Mesh | None:
+    """What `jaxdiff.load` is told as `mesh`: `own_mesh` where that splits weights, else None."""
+    mesh = own_mesh()
+    return mesh if mesh.shape.get(FSDP, 1) > 1 else None
+
+
+def shard_batch(x: Any, mesh: Mesh) -> Any:
+    """Put a pytree of arrays ``[B, ...]`` on the mesh, B split over ``data`` and ``fsdp``, the same on all other axes.
+
+    Raises
+    ------
+    ConfigError : a leaf has no batch axis, or its length does not divide.
+    """
+    shards, sharding = data_size(mesh), NamedSharding(mesh, clip_spec(mesh))
 
     def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         shape = np.shape(leaf)
         if not shape or shape[0] % shards:
             raise ConfigError(
                 f"batch{jax.tree_util.keystr(path)} of shape {shape} does not split over {shards} devices on "
-                f"axis {', '.join(there)!r}: pad it with jaxdiff.mesh.micro_batches or pad_batch"
+                f"axis {', '.join(clip_axes(mesh))!r}: pad it with jaxdiff.mesh.micro_batches or pad_batch"
             )
         return jax.device_put(leaf, sharding)
 
@@ -110,7 +186,8 @@ def split_activations(tree: Any) -> Any:
     Where weights are split over the axis that batches are split over, one of the two has to be gathered. Without a word the
     compiler gathers the activations, which are the larger ones.
     """
-    names = jax.sharding.get_abstract_mesh().axis_names
+    mesh = jax.sharding.get_abstract_mesh()
+    names = {*mesh.axis_names} - {*mesh.manual_axes}
     if FSDP not in names:
         return tree
     spec = PartitionSpec(tuple(axis for axis in (DATA, FSDP) if axis in names))
@@ -118,8 +195,45 @@ def split_activations(tree: Any) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Put a pytree of arrays on the mesh, a whole copy on each device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Put a pytree of arrays on the mesh, a whole copy on each device; what is split over this mesh already stays so."""
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def put(leaf: Any) -> jax.Array:
+        there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+        return leaf if there else jax.device_put(leaf, whole)
+
+    return jax.tree.map(put, tree)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["part"], meta_fields=["axes"])
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A device's part of a weight, in the weight's place inside a `jax.shard_map`; ``shard[...]`` gathers it.
+
+    Modules read their weights as ``param[...]`` where they use them, and so a layer is gathered inside the scan over layers
+    when its turn comes, and let go after it.
+
+    Parameters
+    ----------
+    part : [...], or [L, ...] for stacked blocks.
+    axes : (axis of the weight, counted from the end; axis of the mesh) where it is split.
+    """
+
+    part: jax.Array
+    axes: tuple[tuple[int, str], ...]
+
+    def __getitem__(self, index) -> jax.Array:
+        """The whole; as `nnx.Param` reads a whole array."""
+        if index is not ...:
+            raise TypeError(f"a Shard is read whole, shard[...], not shard[{index!r}]")
+        x = self.part
+        for axis, name in self.axes:
+            x = jax.lax.all_gather(x, name, axis=x.ndim + axis, tiled=True)
+        return x
+
+    @property
+    def dtype(self):
+        return self.part.dtype
 
 
 def pad_batch(x: Any, size: int) -> Any:

@@ -1,4 +1,8 @@
-"""How what a tap reads becomes small, inside the compiled block: the reducers of `jaxdiff.taps.Tap`, by name and as objects."""
+"""How what a tap reads becomes small, inside the compiled block: the reducers of `jaxdiff.taps.Tap`, by name and as objects.
+
+A reducer may have ``of_parts(x, grid, parts)``: the same where a device has a part of the tokens, x [B, s, D], with `parts`
+being `jaxdiff.kernels.sequence`. One that has not is handed all tokens, gathered from their devices.
+"""
 
 import dataclasses
 from typing import Any
@@ -17,6 +21,9 @@ class Mean:
     def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
         return x.astype(jnp.float32).mean(1)
 
+    def of_parts(self, x: jax.Array, grid: Grid3, parts: Any) -> jax.Array:
+        return parts.pooled(x, tuple(_pooling(n, 1) for n in grid))[:, 0, 0, 0]
+
 
 @dataclasses.dataclass(frozen=True)
 class FrameMean:
@@ -24,6 +31,10 @@ class FrameMean:
 
     def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
         return x.astype(jnp.float32).reshape(x.shape[0], grid[0], -1, x.shape[-1]).mean(2)
+
+    def of_parts(self, x: jax.Array, grid: Grid3, parts: Any) -> jax.Array:
+        t, h, w = grid
+        return parts.pooled(x, (_pooling(t, t), _pooling(h, 1), _pooling(w, 1)))[:, :, 0, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +53,10 @@ class Grid:
         x = jnp.einsum("rh,bthwd->btrwd", _pooling(grid[1], self.rows), x, precision="highest")
         return jnp.einsum("cw,btrwd->btrcd", _pooling(grid[2], self.columns), x, precision="highest")
 
+    def of_parts(self, x: jax.Array, grid: Grid3, parts: Any) -> jax.Array:
+        t, h, w = grid
+        return parts.pooled(x, (_pooling(t, t), _pooling(h, self.rows), _pooling(w, self.columns)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
@@ -50,6 +65,9 @@ class Moments:
 
     def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
         return _moments(x, grid, lost=0)
+
+    def of_parts(self, x: jax.Array, grid: Grid3, parts: Any) -> jax.Array:
+        return _moments_of_parts(x, grid, parts, lost=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +82,14 @@ class SemanticMoments:
     weights: tuple[float, float, float] = (1.0, 8.0, 4.0)
 
     def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
-        parts = _unit(_moments(x, grid, lost=1)) * np.asarray(self.weights, np.float32)[:, None]
-        return _unit(parts.reshape(parts.shape[0], -1))
+        return self._scaled(_moments(x, grid, lost=1))
+
+    def of_parts(self, x: jax.Array, grid: Grid3, parts: Any) -> jax.Array:
+        return self._scaled(_moments_of_parts(x, grid, parts, lost=1))
+
+    def _scaled(self, moments: jax.Array) -> jax.Array:
+        weighted = _unit(moments) * np.asarray(self.weights, np.float32)[:, None]
+        return _unit(weighted.reshape(weighted.shape[0], -1))
 
 
 def _moments(x: jax.Array, grid: Grid3, lost: int) -> jax.Array:
@@ -76,6 +100,11 @@ def _moments(x: jax.Array, grid: Grid3, lost: int) -> jax.Array:
     std = jnp.sqrt(jnp.mean(centred**2, 1, keepdims=True) * (grid[0] / max(grid[0] - lost, 1)))
     skewness = jnp.mean(centred**3, 1, keepdims=True) / (std**3 + 1e-6)
     return jnp.concatenate([mean, std, skewness], 1).mean(2)
+
+
+def _moments_of_parts(x: jax.Array, grid: Grid3, parts: Any, lost: int) -> jax.Array:
+    """Moments are a channel's own: every device takes all tokens of some channels."""
+    return parts.joined(_moments(parts.channels(x, int(np.prod(grid))), grid, lost), axis=-1)
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -93,9 +122,15 @@ class Project:
     seed: int = 0
 
     def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
+        return self._projected(Mean()(x, grid))
+
+    def of_parts(self, x: jax.Array, grid: Grid3, parts: Any) -> jax.Array:
+        return self._projected(Mean().of_parts(x, grid, parts))
+
+    def _projected(self, mean: jax.Array) -> jax.Array:
         key = jax.random.key(self.seed)
-        matrix = jax.random.normal(key, (x.shape[-1], self.size), jnp.float32) * self.size**-0.5
-        return jnp.matmul(x.astype(jnp.float32).mean(1), matrix, precision="highest")
+        matrix = jax.random.normal(key, (mean.shape[-1], self.size), jnp.float32) * self.size**-0.5
+        return jnp.matmul(mean, matrix, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +139,11 @@ class Full:
 
     def __call__(self, x: jax.Array, grid: Grid3) -> jax.Array:
         return x.astype(jnp.bfloat16)
+
+    def of_parts(self, x: jax.Array, grid: Grid3, parts: Any) -> jax.Array:
+        """Tokens stay on the devices that have them."""
+        parts.check_even(int(np.prod(grid)))
+        return self(x, grid)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ else about either.
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from jaxdiff import kernels
 from jaxdiff.errors import ConfigError
+from jaxdiff.kernels import sequence
 from jaxdiff.reducers import (
     REDUCERS,
     FrameMap,
@@ -277,21 +279,40 @@ class BlockReader:
     def wants_map(self) -> bool:
         return any(tap.site == MAP_SITE for tap in self._reader.taps)
 
+    @property
+    def tokens(self) -> int:
+        """S, of the whole video."""
+        return math.prod(self.grid)
+
     def __call__(self, site: str, h: jax.Array) -> jax.Array:
         reader = self._reader
-        h = self._edited(site, h)
+        sequence.check_split(h.shape[1], self.tokens)
+        if any(edit.site == site for edit in reader.edits):  # an edit is a function of all tokens
+            h = sequence.own(self._edited(site, sequence.whole(h, self.tokens)))
         for tap in reader.taps:
             if tap.site == site:
-                self.readings[tap.name] = tap.reducer(h, reader.grid)
+                self.readings[tap.name] = self._reduced(tap.reducer, h)
         return h
 
-    def read(self, site: str, h: jax.Array) -> None:
-        """Only read: what edits write at this site are `factors`."""
-        for tap in self._reader.taps:
-            if tap.site == site:
-                self.readings[tap.name] = tap.reducer(h, self.grid)
+    def _reduced(self, reducer: Any, h: jax.Array) -> jax.Array:
+        if sequence.shards() > 1 and hasattr(reducer, "of_parts"):
+            return reducer.of_parts(h, self.grid, sequence)
+        return reducer(sequence.whole(h, self.tokens), self.grid)
 
-    def factors(self, site: str, shape: tuple[int, ...]) -> jax.Array | None:
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, prefix: int = 0) -> jax.Array:
+        """Self-attention [B, prefix + S, K, d] of the video's tokens, behind a text of `prefix` tokens where both are one
+        sequence: with what edits make of it, and its map where that is read."""
+        frames = self.grid[0] if self.wants_map else None
+        between = self._between(q.shape[0], q.shape[2], prefix)
+        out, frame_map = kernels.self_attention(
+            q, k, v, tokens=self.tokens, frames=frames, prefix=prefix, between=between
+        )
+        for tap in self._reader.taps:
+            if tap.site == MAP_SITE:
+                self.readings[tap.name] = tap.reducer(frame_map, self.grid)
+        return out
+
+    def _factors(self, site: str, shape: tuple[int, ...]) -> jax.Array | None:
         """What edits make of ones [B, K, ...] at a site of factors; None where there is no such edit.
 
         Without one the program is the bare one; with one, a block that is not edited multiplies by ones.
@@ -300,11 +321,21 @@ class BlockReader:
             return None
         return self._edited(site, jnp.ones(shape, jnp.float32))
 
-    def between_frames(self, batch: int, heads: int, tokens: int) -> kernels.Between | None:
-        """What edits at the map make of self-attention among `tokens` tokens that lie frame by frame."""
+    def _between(self, batch: int, heads: int, prefix: int) -> kernels.Between | None:
+        """What edits make of self-attention. Each frame is a group, and the text in front is another, which sees
+        everything."""
         frames = self.grid[0]
-        factors = self.factors(MAP_SITE, (batch, heads, frames, frames))
-        return None if factors is None else kernels.Between.frames(factors, tokens)
+        factors = self._factors(MAP_SITE, (batch, heads, frames, frames))
+        if not prefix:
+            return None if factors is None else kernels.Between.frames(factors, self.tokens)
+        text = self._factors(TEXT_SITE, (batch, heads, 1, 1))
+        if factors is None and text is None:
+            return None
+        factors = jnp.ones((batch, heads, frames, frames), jnp.float32) if factors is None else factors
+        text = jnp.ones((batch, heads, 1, 1), jnp.float32) if text is None else text
+        video = jnp.concatenate([jnp.broadcast_to(text, (batch, heads, frames, 1)), factors], -1)
+        every = jnp.concatenate([jnp.ones((batch, heads, 1, 1 + frames), jnp.float32), video], 2)
+        return kernels.Between(every, np.repeat(np.arange(1 + frames), [prefix] + frames * [self.tokens // frames]))
 
     def _edited(self, site: str, h: jax.Array) -> jax.Array:
         for i, edit in enumerate(self._reader.edits):

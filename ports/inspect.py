@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.errors import CheckpointError, ConfigError
+from jaxdiff.mesh import abstract_mesh
 from jaxdiff.models.text.prompt import TextEncoder
 from jaxdiff.taps import REDUCERS
 from ports.folder import Component, inspect_folder, target_dtype, text_component
@@ -34,25 +35,6 @@ class Config:
         default="", metadata={"help": "Axes and sizes, as data=4,fsdp=2; default: one device. No device is needed."}
     )
     dtype: str = dataclasses.field(default="bfloat16", metadata={"help": "dtype in which it would be loaded."})
-
-
-def parse_mesh(text: str) -> jax.sharding.AbstractMesh:
-    """The mesh that `axis=size,axis=size` describes, without devices.
-
-    Raises
-    ------
-    ConfigError
-        Not of that form, or an axis twice.
-    """
-    sizes: list[int] = []
-    names: list[str] = []
-    for item in filter(None, text.split(",")):
-        name, _, size = item.partition("=")
-        if not name or name in names or not size.isdigit() or int(size) < 1:
-            raise ConfigError(f"--mesh={text}: {item!r} is no axis=size (each axis once, as in data=4,fsdp=2)")
-        names.append(name)
-        sizes.append(int(size))
-    return jax.sharding.AbstractMesh(tuple(sizes or [1]), tuple(names or ["data"]))
 
 
 def describe(component: Component, mesh: jax.sharding.AbstractMesh, dtype: Any) -> dict[str, Any]:
@@ -85,7 +67,7 @@ def describe(component: Component, mesh: jax.sharding.AbstractMesh, dtype: Any) 
 
 def run(config: Config) -> int:
     """Print the description; the exit code says whether it will load."""
-    mesh, dtype = parse_mesh(config.mesh), target_dtype(config.dtype, None)
+    mesh, dtype = abstract_mesh(config.mesh), target_dtype(config.dtype, None)
     opened, problems = inspect_folder(config.checkpoint)
     components = dict(opened.components)
     if opened.text is not None:

@@ -17,15 +17,16 @@ BELOW_FLOW = BELOW_MODELS | {"models", "pipeline"}
 ALLOWED = {
     "errors": set(),
     # leaves: arrays, files and screens; they know nothing of models
-    "kernels": FLOOR,
+    "kernels": FLOOR | {"mesh"},
     "conditioning": FLOOR,
     "data": FLOOR | {"workdir"},
     "mesh": FLOOR,
+    "processes": FLOOR,
     "progress": FLOOR,
     "workdir": FLOOR,
     "store": FLOOR | {"mesh"},
     "probes": FLOOR,
-    "physics": BELOW_MODELS | {"data", "models", "train", "workdir"},
+    "physics": BELOW_MODELS | {"data", "models", "pipeline", "train", "workdir"},
     # the way of the data
     "reducers": set(),
     "taps": FLOOR | {"kernels", "reducers"},
@@ -42,6 +43,7 @@ ALLOWED = {
 }
 # above everything but the binaries
 ALLOWED["study"] = {*ALLOWED} - {"ports"}
+ALLOWED["scaling"] = BELOW_FLOW | {"flow", "lamo", "train", "mesh", "ports", "progress", "workdir"}
 ALLOWED["experiments"] = {*ALLOWED, "jaxdiff"}
 # The public surface resolves names lazily, so that its edges cost nothing.
 ALLOWED["jaxdiff"] = {*ALLOWED} - {"experiments"}
@@ -54,6 +56,8 @@ BACK_EDGES = {
     ("jaxdiff/encoder.py", "ports"),
     ("jaxdiff/train/finetune.py", "ports"),
     ("jaxdiff/lamo/motion_field.py", "ports"),
+    ("jaxdiff/models/vision/raft.py", "ports"),
+    ("jaxdiff/physics/control.py", "ports"),
     ("jaxdiff/physics/unet.py", "ports"),
     *((f"ports/{command}.py", "experiments") for command in ("convert", "inspect", "unpickle")),
 }
@@ -79,10 +83,11 @@ OWNERS = {
     "ml_collections": {"experiments"},
     "ml_dtypes": {"ports"},
     "openai": {"physics"},
-    "optax": {"lamo", "physics", "probes", "train", "experiments"},
-    "orbax": {"ports", "train"},
+    "optax": {"lamo", "physics", "probes", "scaling", "train", "experiments"},
+    "orbax": {"ports", "processes", "train"},
     "rich": {"progress"},
     "safetensors": {"ports"},
+    "scipy": {"physics"},
     "sentencepiece": {"models"},
     "tensorstore": {"store"},
     "tokenizers": {"models"},

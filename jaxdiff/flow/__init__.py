@@ -5,6 +5,7 @@ far a run can be trusted.
 """
 
 from jaxdiff.flow import fidelity
+from jaxdiff.flow.backward import Backward
 from jaxdiff.flow.edm import EDM, UniPCKarras
 from jaxdiff.flow.guidance import DynamicGuidance, ExpertGuidance, Guide
 from jaxdiff.flow.integrate import integrate
@@ -32,6 +33,7 @@ __all__ = [
     "AB2",
     "EDM",
     "SOLVERS",
+    "Backward",
     "DDIMLabel",
     "DPMSolverFlow",
     "DPMpp2M",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import ConfigError
+from jaxdiff.flow.backward import Backward
 from jaxdiff.flow.solvers import (
     DDIMLabel,
     Node,
@@ -23,7 +24,13 @@ from jaxdiff.flow.solvers import (
 
 
 def integrate(
-    field: Callable, x: State, sigmas: Any, solver: str | Solver = "euler", *, key: jax.Array | None = None
+    field: Callable,
+    x: State,
+    sigmas: Any,
+    solver: str | Solver = "euler",
+    *,
+    key: jax.Array | None = None,
+    backward: Backward | None = None,
 ) -> State:
     """Solve ``dx / dsigma = field(x, sigma)`` from ``sigmas[0]`` to ``sigmas[-1]``, one solver step per
     interval.
@@ -37,6 +44,7 @@ def integrate(
         trusted.
     solver : a name of `jaxdiff.flow.SOLVERS` or a solver object.
     key : `jax.random` key, for solvers that add noise.
+    backward : for gradients through the steps; default: JAX's own, which keep what every step computed.
 
     Returns
     -------
@@ -69,7 +77,10 @@ def integrate(
 
     memory = solver.init(velocity, x, jax.tree.map(lambda leaf: leaf[0], steps))
     numbers = jnp.arange(sigmas.shape[0] - 1) if stochastic else None
-    (x, _), _ = jax.lax.scan(body, (x, memory), (steps, numbers))
+    if backward is None:
+        (x, _), _ = jax.lax.scan(body, (x, memory), (steps, numbers))
+    else:
+        (x, _), _ = backward.scan(body, (x, memory), (steps, numbers), key)
     return x
 
 

@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec
 from jaxdiff.conditioning import Conditioning, as_conditioning
 from jaxdiff.errors import ConfigError
 from jaxdiff.flow import guidance
-from jaxdiff.flow.placement import Placement, per_device, placement_of
+from jaxdiff.flow.backward import Backward
+from jaxdiff.flow.placement import Placement, captured_specs, check_tokens, per_device, placement_of
 from jaxdiff.flow.plan import Captures, Plan, make_plan, rounds
 from jaxdiff.flow.solvers import Node, Solver, as_solver, is_stochastic, white_noise
 from jaxdiff.flow.trajectory import Trajectory, check_end, check_start
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from jaxdiff.pipeline import Pipeline
 
 _LOG = logging.getLogger(__name__)
-_NOISE = 2**31 - 1  # no step has this number, whose key is an edit's
+_NOISE, _BACKWARD = 2**31 - 1, 2**31 - 2  # no step has these numbers, whose keys are an edit's
 
 
 def invert(
@@ -91,7 +92,7 @@ def invert(
     return _walk(
         pipeline, latents, cond, None, 1.0, None, up=True, steps=steps, sigmas=sigmas, start_sigma=start_sigma,
         solver=solver, taps=taps, capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink,
-        key=key, labels=labels,
+        key=key, labels=labels, backward=None,
     )  # fmt: skip
 
 
@@ -113,6 +114,7 @@ def sample(
     sink: Any = None,
     key: jax.Array | None = None,
     labels: str | None = None,
+    backward: Backward | None = None,
 ) -> Trajectory:
     """Run the flow forwards: from noise down to clean latents.
 
@@ -133,6 +135,8 @@ def sample(
     key : also for solvers that add noise, default seed 0. Every clip of the batch and every step has its own; for
         noise that does not depend on the clip's place in the batch give a key a clip, [B].
     labels : as in `invert`; default "scheduler".
+    backward : for gradients through the sample under a caller's `jax.grad` (`jaxdiff.flow.Backward`); without it JAX keeps
+        what every step computed. Its mode "random" needs `key`.
     others : as in `invert`.
 
     Returns
@@ -150,13 +154,13 @@ def sample(
     return _walk(
         pipeline, noise, cond, negative, guidance_scale, guide, up=False, steps=steps, sigmas=sigmas, start_sigma=None,
         solver=solver, taps=taps, capture_at=capture_at, capture_sigmas=capture_sigmas, edits=edits, sink=sink,
-        key=key, labels=labels,
+        key=key, labels=labels, backward=backward,
     )  # fmt: skip
 
 
 def _walk(
     pipeline, latents, cond, negative, scale, guide, *, up, steps, sigmas, start_sigma, solver, taps, capture_at,
-    capture_sigmas, edits, sink, key, labels,
+    capture_sigmas, edits, sink, key, labels, backward,
 ) -> Trajectory:  # fmt: skip
     solver, taps, edits = as_solver(solver), tuple(taps), tuple(edits)
     rounded, stochastic = rounds(labels, solver, up=up), is_stochastic(solver, up=up)
@@ -170,6 +174,8 @@ def _walk(
     if sink is not None and not taps:
         raise ConfigError("a sink takes what taps read, but there are no taps=")
     latents = jnp.asarray(latents, jnp.float32)
+    placement = placement_of((pipeline, guide), latents)
+    check_tokens(latents, sink, taps, placement)
     cond = jax.tree.map(jnp.asarray, as_conditioning(cond))
     if guidance.is_off(scale, negative):
         negative, scale = None, None
@@ -183,13 +189,16 @@ def _walk(
     edit_keys = None
     if edits and key is not None and is_batched(key):
         edit_keys = _clip_keys(key, latents.shape[0])
+    backward_key = None
+    if backward is not None and backward.mode == "random" and key is not None:
+        backward_key = jax.random.fold_in(key[0] if is_batched(key) else key, _BACKWARD)
     _announce(pipeline, latents, cond, taps, plan)
     check_start(latents, plan.sigmas)
 
     end, captured, failed_at, metrics = _run(
         pipeline, latents, cond, negative, scale, plan.scanned(), key if edits and edit_keys is None else None, edits, sink,
-        noise_keys, edit_keys, guide, solver=solver, taps=taps, captures=plan.captures,
-        placement=placement_of((pipeline, guide), latents),
+        noise_keys, edit_keys, guide, backward_key, solver=solver, taps=taps, captures=plan.captures, backward=backward,
+        placement=placement,
     )  # fmt: skip
     capture_sigmas, capture_labels = plan.captured_places(solver)
     trajectory = Trajectory(
@@ -207,25 +216,28 @@ def _walk(
     return trajectory
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "taps", "captures", "placement"))
+@functools.partial(jax.jit, static_argnames=("solver", "taps", "captures", "backward", "placement"))
 def _run(
-    pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, edit_keys, guide, *,
+    pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, edit_keys, guide, backward_key, *,
     placement: Placement | None, **static,
 ):  # fmt: skip
     """The whole run as one program; see the module's docstring."""
 
     def run(whole, clips):
-        pipeline, scale, scanned, key, edits, guide = whole
+        pipeline, scale, scanned, key, edits, guide, backward_key = whole
         latents, cond, negative, sink, noise_keys, edit_keys = clips
         key = key if edit_keys is None else edit_keys
         return _run_clips(
-            pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, guide, **static
-        )
+            pipeline, latents, cond, negative, scale, scanned, key, edits, sink, noise_keys, guide, backward_key, **static,
+        )  # fmt: skip
 
     def out_specs(axis):
-        return PartitionSpec(axis), PartitionSpec(None, None, axis), PartitionSpec(axis), PartitionSpec(None, axis)
+        captured = captured_specs(static["taps"], axis, placement) if returned else PartitionSpec()
+        return PartitionSpec(axis), captured, PartitionSpec(axis), PartitionSpec(None, axis)
 
-    whole, clips = (pipeline, scale, scanned, key, edits, guide), (latents, cond, negative, sink, noise_keys, edit_keys)
+    whole = pipeline, scale, scanned, key, edits, guide, backward_key
+    clips = latents, cond, negative, sink, noise_keys, edit_keys
+    returned = sink is None and static["captures"].count > 0
     return per_device(run, placement, whole, clips, latents.shape[0], out_specs)
 
 
@@ -241,10 +253,12 @@ def _run_clips(
     sink,
     noise_keys,
     guide,
+    backward_key,
     *,
     solver,
     taps,
     captures: Captures,
+    backward: Backward | None,
 ):
     """End state [B, ...], captures {name: [captured, rows, B, ...]}, failing step [B], metrics {name: [steps, B]}."""
     batch, steps = latents.shape[0], len(scanned[1])
@@ -328,7 +342,10 @@ def _run_clips(
         buffers = {name: jnp.zeros((captures.count, *shape.shape), shape.dtype) for name, shape in shapes.items()}
     memory = solver.init(lambda x, *node: evaluate(x, Node(*node), first_scale, first_key)[0], latents, first)
     carry = (latents, memory, buffers, jnp.full(batch, -1, jnp.int32))
-    (x, _, buffers, failed_at), metrics = jax.lax.scan(body, carry, (scanned, scales))
+    if backward is None:
+        (x, _, buffers, failed_at), metrics = jax.lax.scan(body, carry, (scanned, scales))
+    else:
+        (x, _, buffers, failed_at), metrics = backward.scan(body, carry, (scanned, scales), backward_key)
     if captures.end:
         last_key = None if key is None else _fold_in(key, steps)
         captured = evaluate(x, last.end, last_scale, last_key, taps)[1]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.errors import NonFiniteError
 
@@ -75,7 +76,7 @@ def check_start(latents: jax.Array, sigmas: Any) -> None:
     finite = _finite(latents)
     if isinstance(finite, jax.core.Tracer):
         return
-    clips = np.flatnonzero(~np.asarray(finite))
+    clips = np.flatnonzero(~_told(finite))
     if len(clips):
         sigma = _number(sigmas[0])
         raise DivergedError(
@@ -89,7 +90,7 @@ def check_end(trajectory: Trajectory) -> None:
     """Raise a `DivergedError` for states that are not. The only wait for the device in a run."""
     if isinstance(trajectory.failed_at, jax.core.Tracer):
         return
-    failed_at = np.asarray(trajectory.failed_at)
+    failed_at = _told(trajectory.failed_at)
     clips = np.flatnonzero(failed_at >= 0)
     if len(clips):
         step = int(failed_at[clips].min())
@@ -107,6 +108,14 @@ def check_end(trajectory: Trajectory) -> None:
 @jax.jit
 def _finite(x: jax.Array) -> jax.Array:
     return jnp.isfinite(x).all(range(1, x.ndim))
+
+
+def _told(per_clip: Any) -> np.ndarray:
+    """Numbers a clip, [B], on the host of every process, those of the clips of other processes too."""
+    if isinstance(per_clip, jax.Array) and not per_clip.is_fully_addressable:
+        whole = NamedSharding(per_clip.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]  # spans processes: on a mesh
+        per_clip = jax.jit(lambda x: x, out_shardings=whole)(per_clip)
+    return np.asarray(per_clip)
 
 
 def _number(sigma: Any) -> float:

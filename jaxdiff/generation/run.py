@@ -22,6 +22,7 @@ from jaxdiff.generation.naming import NamedClip, name_clips, tables
 from jaxdiff.generation.prompts import read_prompts, world_prompts
 from jaxdiff.generation.sampling import PUBLISHED, Embed, Sampling, calibrate, embed_prompts, generate, latents_shape
 from jaxdiff.lamo import MotionGuidance, load_motion_field
+from jaxdiff.mesh import weights_mesh
 from jaxdiff.pipeline import Pipeline, load, outline
 from jaxdiff.progress import progress
 from jaxdiff.workdir import Workdir, command_line
@@ -190,7 +191,7 @@ def _make(config, clips, sampling, guide, todo, work) -> None:
     """Sample and write the clips `todo`."""
     with work.stage("load"):
         dtype = None if config.dtype is None else jnp.dtype(config.dtype)
-        pipeline = load(config.folder, dtype=dtype, lora=config.lora, lora_scale=config.lora_scale)
+        pipeline = load(config.folder, dtype=dtype, mesh=weights_mesh(), lora=config.lora, lora_scale=config.lora_scale)
     texts, samples = [clip.prompt.told for clip in clips], [clip.sample for clip in clips]
     with work.stage("prompts"):
         told = embed_prompts([*texts, sampling.negative], config.embedder(pipeline))

@@ -17,7 +17,7 @@ from jaxdiff.flow import DivergedError, DynamicGuidance, Trajectory, sample
 from jaxdiff.flow.guidance import acting
 from jaxdiff.flow.placement import Placement, per_device, placement_of
 from jaxdiff.lamo import MotionGuidance
-from jaxdiff.mesh import MicroBatch, data_mesh, micro_batches, replicate, shard_batch
+from jaxdiff.mesh import MicroBatch, micro_batches, own_mesh, replicate, shard_batch
 from jaxdiff.pipeline import Pipeline
 
 CALIBRATED_ON = 8  # clips
@@ -135,7 +135,7 @@ def generate(
     todo : indices of the clips to make, default all.
     guide : as in `jaxdiff.sample`.
     told : prompts -> conditioning, from `embed_prompts`, the negative prompt among them; default: by `Pipeline.condition`.
-    mesh : default: all devices, along "data".
+    mesh : default: `jaxdiff.mesh.own_mesh`.
     report : called with a clip's index and its guide's metrics, name -> [steps], before the clip is yielded.
 
     Yields
@@ -147,7 +147,7 @@ def generate(
     ConfigError : as `latents_shape`, and as `jaxdiff.sample`.
     DivergedError : a state became NaN or infinite; names the prompt and the step.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = own_mesh() if mesh is None else mesh
     pipeline = replicate(pipeline, mesh)
     for batch, trajectory in _trajectories(pipeline, prompts, sampling, samples, todo, guide, told, mesh):
         latents = trajectory.latents
@@ -175,7 +175,7 @@ def calibrate(
 
     Parameters and errors are those of `generate` and of `MotionGuidance.calibrated`.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = own_mesh() if mesh is None else mesh
     few = np.unique(np.linspace(0, len(prompts) - 1, CALIBRATED_ON).round().astype(int)).tolist()
     guide = guide.faint()
     runs = _trajectories(pipeline, prompts, sampling, samples, few, guide, told, mesh)

@@ -11,7 +11,9 @@
 from jaxdiff.kernels.attention import Between, attention, compiling_for
 from jaxdiff.kernels.convolution import conv2d
 from jaxdiff.kernels.frame_map import attention_with_frame_map, frame_attention_map, sampled_frame_attention_map
+from jaxdiff.kernels.optical_flow import lucas_kanade
 from jaxdiff.kernels.rope import rope_3d, rotate_halves, rotate_pairs
+from jaxdiff.kernels.sequence import self_attention
 
 __all__ = [
     "Between",
@@ -20,8 +22,10 @@ __all__ = [
     "compiling_for",
     "conv2d",
     "frame_attention_map",
+    "lucas_kanade",
     "rope_3d",
     "rotate_halves",
     "rotate_pairs",
     "sampled_frame_attention_map",
+    "self_attention",
 ]

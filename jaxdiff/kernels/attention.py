@@ -3,15 +3,18 @@
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxdiff.kernels import gpu, tpu
 from jaxdiff.kernels.blockwise import blockwise
+from jaxdiff.mesh import DATA, FSDP
 
 Implementation = Literal["dense", "blockwise", "cudnn", "splash"]
 
@@ -120,8 +123,8 @@ def attention(
     between : factors on the attention between groups of tokens; "blockwise" or "dense".
     implementation : "blockwise" (XLA, any backend), "cudnn" (flash attention on NVIDIA GPUs, float16 or bfloat16), "splash"
         (flash attention on TPUs, no bias; sequences are padded to its tiles), "dense" (the reference, builds the score
-        matrix) or None: cudnn or splash for half precision where they apply (splash on one TPU or inside a `jax.shard_map`:
-        the compiler does not split it over devices), else blockwise.
+        matrix) or None: cudnn or splash for half precision where they apply (splash on one TPU, inside a `jax.shard_map`, or
+        by clip under `jax.sharding.use_abstract_mesh`: the compiler does not split it over devices), else blockwise.
     dense_limit : "dense" raises above this many score elements B K Sq S.
 
     Returns
@@ -143,7 +146,15 @@ def attention(
         case "splash":
             if between is not None or bias is not None:
                 raise ValueError("attention: 'splash' knows neither a bias nor factors between groups; use 'blockwise'")
-            return tpu.splash(q, k, v, scale, lengths)
+            clips = _clips_apart(q)
+            if clips is None:
+                return tpu.splash(q, k, v, scale, lengths)
+            given = (q, k, v) if lengths is None else (q, k, v, lengths)
+            own = jax.shard_map(
+                lambda q, k, v, *lengths: tpu.splash(q, k, v, scale, *lengths),
+                in_specs=(clips,) * len(given), out_specs=clips, check_vma=False,
+            )  # fmt: skip
+            return own(*given)
         case "dense" | "blockwise" as name:
             elements = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
             if name == "dense" and elements > dense_limit:
@@ -188,6 +199,17 @@ def _default(q, bias, between) -> Implementation:
     if between is None:
         if platform() == "gpu" and gpu.fits(q):
             return "cudnn"
-        if on_one_tpu() and q.dtype == jnp.bfloat16 and bias is None:
+        alone = on_one_tpu() or _clips_apart(q) is not None
+        if platform() == "tpu" and alone and q.dtype == jnp.bfloat16 and bias is None:
             return "splash"
     return "blockwise"
+
+
+def _clips_apart(q) -> PartitionSpec | None:
+    """How arrays [B, ...] of a program that the compiler splits over devices are split by clip, where its mesh is known
+    (`jax.sharding.use_abstract_mesh`, as in training) and B divides: each device can then run a Pallas kernel on its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in (DATA, FSDP) if axis in mesh.axis_names)
+    if not axes or mesh.manual_axes or q.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return None
+    return PartitionSpec(axes)

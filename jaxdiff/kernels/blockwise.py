@@ -32,11 +32,11 @@ def blockwise(q, k, v, scale, *, frames=None, prefix=0, bias=None, between=None,
     # Checkpointed: the backward pass recomputes a block's scores and never holds all of them.
     attend = jax.checkpoint(attend)
     apart = heads_apart and 4 * queries * keys > _BLOCK_ELEMENTS
-    most = max(16, _BLOCK_ELEMENTS // (keys if apart else batch * heads * keys) // 16 * 16)
+    most = queries_of_a_block(keys if apart else batch * heads * keys)
     block = math.ceil(queries / math.ceil(queries / most) / 16) * 16  # as equal as multiples of 16 can be
 
     def all_queries(q, k, v, bias, rows):
-        return _in_parts(lambda q, bias, rows: attend(q, k, v, bias, rows), (q, bias, rows), 2, block)
+        return in_parts(lambda q, bias, rows: attend(q, k, v, bias, rows), (q, bias, rows), 2, block)
 
     def flat(x):
         if x is None or x.shape[:2] == (1, 1):
@@ -44,14 +44,19 @@ def blockwise(q, k, v, scale, *, frames=None, prefix=0, bias=None, between=None,
         return jnp.broadcast_to(x, (batch, heads, *x.shape[2:])).reshape(batch * heads, 1, *x.shape[2:])
 
     if apart:
-        outputs = _in_parts(all_queries, [flat(x) for x in (q, k, v, bias, rows)], 0, 1)
+        outputs = in_parts(all_queries, [flat(x) for x in (q, k, v, bias, rows)], 0, 1)
         output, mass = jax.tree.map(lambda x: x.reshape(batch, heads, *x.shape[2:]), outputs)
     else:
         output, mass = all_queries(q, k, v, bias, rows)
     return None if output is None else output.transpose(0, 2, 1, 3), mass
 
 
-def _in_parts(f, arrays, axis, size):
+def queries_of_a_block(scores: int) -> int:
+    """How many queries with so many scores each fit into a block."""
+    return max(16, _BLOCK_ELEMENTS // scores // 16 * 16)
+
+
+def in_parts(f, arrays, axis, size):
     """``f(*arrays)`` of `size` entries along `axis` at a time, one part after the other, and what it returns joined there.
 
     Arrays that have one entry along the axis, and None, are the same for all parts.

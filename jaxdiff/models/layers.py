@@ -38,8 +38,8 @@ class LowRank:
     scale: float
 
     def __getitem__(self, index) -> "LowRank":
-        """Itself: as `nnx.Param` reads a whole array, ``param[...]``."""
-        return self
+        """Itself with whole factors (`jaxdiff.mesh.Shard`): as `nnx.Param` reads an array, ``param[...]``."""
+        return dataclasses.replace(self, kernel=self.kernel[...], down=self.down[...], up=self.up[...])
 
     @property
     def dtype(self):

@@ -17,7 +17,7 @@ from jax.experimental import io_callback
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jaxdiff.errors import ConfigError
-from jaxdiff.mesh import DATA
+from jaxdiff.mesh import clip_axes, clip_spec
 from jaxdiff.store.layout import Layout
 
 # On a CPU io_callback copies its operands by jax.device_put (jax-ml/jax#24255). Copies of more than 100
@@ -56,7 +56,7 @@ class Receiver:
 class StoreSink:
     """Where a compiled program puts the states of one batch. Made by `ActivationStore.sink`.
 
-    A pytree with one leaf, `clip_ids` ``[B]`` int32 sharded over ``data``; store and mesh are static, so the
+    A pytree with one leaf, `clip_ids` ``[B]`` int32 spread as clips are; store and mesh are static, so the
     sink of the next batch reuses the compiled program. A sink serves one run.
     """
 
@@ -67,7 +67,7 @@ class StoreSink:
     def emit(self, captured: Mapping[str, jax.Array], slot: jax.Array | int) -> None:
         """Hand one slot to the store; call it while tracing, also inside `lax.scan` and `lax.cond`.
 
-        One host callback a device, with that device's own clips. Over mesh axes other than ``data`` the
+        One host callback a device, with that device's own clips. Over mesh axes that clips are not spread over the
         states are replicas, and only the replica with index 0 hands over. Inside a `jax.shard_map` that is
         manual over the whole mesh the arrays are taken as the device's own shards.
 
@@ -83,7 +83,8 @@ class StoreSink:
         captured = {name: jnp.asarray(value) for name, value in captured.items()}
         self._check(captured)
         slot = jnp.asarray(slot, jnp.int32)
-        replicas = tuple(axis for axis in self.mesh.axis_names if axis != DATA and self.mesh.shape[axis] > 1)
+        mine, spec = clip_axes(self.mesh), clip_spec(self.mesh)
+        replicas = tuple(axis for axis in self.mesh.axis_names if axis not in mine and self.mesh.shape[axis] > 1)
 
         def per_device(clip_ids: jax.Array, slot: jax.Array, values: dict[str, jax.Array]) -> tuple[()]:
             def hand_over() -> None:
@@ -103,7 +104,7 @@ class StoreSink:
         jax.shard_map(
             per_device,
             mesh=self.mesh,
-            in_specs=(PartitionSpec(DATA), PartitionSpec(), PartitionSpec(None, DATA)),
+            in_specs=(spec, PartitionSpec(), PartitionSpec(None, *spec)),
             out_specs=(),
             check_vma=False,
         )(self.clip_ids, slot, captured)

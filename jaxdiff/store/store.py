@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxdiff.errors import ConfigError, StoreWriteError
-from jaxdiff.mesh import DATA, data_mesh, data_size
+from jaxdiff.mesh import clip_spec, data_mesh, data_size
 from jaxdiff.store.assembly import Assembly
 from jaxdiff.store.header import HEADER, as_json, create_folder, differences, make_header, read_header
 from jaxdiff.store.index import Shard
@@ -141,7 +141,7 @@ class ActivationStore(StoreReader):
 
         Parameters
         ----------
-        clip_ids : integers ``[B]``; B divides over the mesh axis ``data``.
+        clip_ids : integers ``[B]``; B divides over the axes that clips are spread over.
         mesh : where the run's batch is sharded; None is the first device alone.
 
         Raises
@@ -155,7 +155,7 @@ class ActivationStore(StoreReader):
             raise ConfigError(f"{len(ids)} clips do not divide over {data_size(mesh)} devices: pad with -1")
         self._begin(ids)
         self._streaming = True
-        sharding = NamedSharding(mesh, PartitionSpec(DATA))
+        sharding = NamedSharding(mesh, clip_spec(mesh))
         return StoreSink(jax.make_array_from_callback(ids.shape, sharding, lambda i: ids[i]), self._receiver, mesh)
 
     def write(self, clip_ids: Any, arrays: Mapping[str, Any]) -> None:

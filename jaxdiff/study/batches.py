@@ -13,16 +13,11 @@ from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.data.video import read_video
 from jaxdiff.errors import MissingDataError
-from jaxdiff.mesh import MicroBatch, data_mesh, micro_batches, shard_batch
+from jaxdiff.mesh import MicroBatch, micro_batches, shard_batch
 from jaxdiff.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from jaxdiff.study.reading import Reading
-
-
-def own_mesh() -> jax.sharding.Mesh:
-    """The devices of this process: where several share a study, each reads its own clips on its own devices."""
-    return data_mesh(jax.local_devices())
 
 
 class Encoded:

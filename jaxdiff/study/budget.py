@@ -10,9 +10,9 @@ import numpy as np
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import MissingDataError
 from jaxdiff.flow import invert
-from jaxdiff.mesh import data_size, replicate, shard_batch
+from jaxdiff.mesh import data_size, own_mesh, replicate, shard_batch
 from jaxdiff.pipeline import Pipeline
-from jaxdiff.study.batches import continuing, own_mesh
+from jaxdiff.study.batches import continuing
 from jaxdiff.workdir import Workdir, dump_json
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ from jaxdiff.data.clip import Clip
 from jaxdiff.encoder import Encoder
 from jaxdiff.errors import ConfigError
 from jaxdiff.flow.placement import Placement, per_device
-from jaxdiff.mesh import DATA, micro_batches, replicate, shard_batch
+from jaxdiff.mesh import clip_axes, micro_batches, own_mesh, replicate, shard_batch
 from jaxdiff.progress import progress
-from jaxdiff.study.batches import own_mesh
 from jaxdiff.study.features import Candidate, Features
 from jaxdiff.study.reading import INPUT, Reading
 
@@ -83,7 +82,7 @@ def read_encoder(
 def _read(encoder: Encoder, pixels: jax.Array, *, reduce: tuple[Any, ...], mesh: Mesh) -> dict[str, jax.Array]:
     return per_device(
         lambda encoder, pixels: encoder.read(pixels, reduce),
-        Placement(mesh, DATA), encoder, pixels, len(pixels), lambda axis: PartitionSpec(None, axis),
+        Placement(mesh, clip_axes(mesh)), encoder, pixels, len(pixels), lambda axis: PartitionSpec(None, axis),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from jaxdiff.data.clip import Clip
 from jaxdiff.data.datasets import Dataset
 from jaxdiff.data.video import read_video
 from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.mesh import weights_mesh
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.store import ActivationStore
 from jaxdiff.study import budget, predictions
@@ -109,7 +110,7 @@ class Finished:
         config = described(self.config, self.data)
         config = config if folder is None else dataclasses.replace(config, model=folder)
         where = ASSETS / NANO if config.model == NANO else config.model
-        pipeline = load(where, dtype=None if config.dtype is None else jnp.dtype(config.dtype))
+        pipeline = load(where, dtype=None if config.dtype is None else jnp.dtype(config.dtype), mesh=weights_mesh())
         return pipeline, told(pipeline, self.data, conditioning(pipeline, config))
 
 

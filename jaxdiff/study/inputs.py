@@ -16,11 +16,11 @@ import numpy as np
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
-from jaxdiff.mesh import replicate
+from jaxdiff.mesh import own_mesh, replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.batches import Batches, Encoded, Prompts, own_mesh
+from jaxdiff.study.batches import Batches, Encoded, Prompts
 from jaxdiff.study.reading import Reading, open_store
 from jaxdiff.taps import Grid, SemanticMoments, Tap
 

@@ -19,12 +19,12 @@ from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.errors import ConfigError
 from jaxdiff.flow import fidelity, invert, sample
-from jaxdiff.mesh import PADDING, replicate
+from jaxdiff.mesh import PADDING, own_mesh, replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.report import probe_csv, report_run
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.batches import Batches, Prompts, continuing, own_mesh
+from jaxdiff.study.batches import Batches, Prompts, continuing
 from jaxdiff.study.disturbed import (
     COLUMNS,
     NO_OP,

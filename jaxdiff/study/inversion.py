@@ -15,6 +15,7 @@ from jaxdiff.data.video import list_videos, read_video
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.flow import fidelity, invert
 from jaxdiff.flow.solvers import as_solver
+from jaxdiff.mesh import weights_mesh
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
 from jaxdiff.report import report_run
@@ -64,20 +65,40 @@ class InversionStudy:
         return Reading(**{name: getattr(self, name) for name in names}, capture_at=at)
 
 
-def run_inversion(config: InversionStudy, workdir: Path) -> None:
-    """Invert every video of the folder, measure the fidelity on a few, write the store and the report."""
+def find_clips(config: InversionStudy) -> list[Clip]:
+    """The videos of the folder, in the order of their names."""
     paths = list_videos(config.videos)
     if not paths:
         raise MissingDataError(f"--videos={config.videos} holds no video (mp4 files or folders of png frames)")
-    reading = config.reading()
-    clips = [Clip(p.relative_to(config.videos).as_posix(), p, p.stem, "", None) for p in paths]
+    return [Clip(p.relative_to(config.videos).as_posix(), p, p.stem, "", None) for p in paths]
+
+
+def load_model(config: InversionStudy) -> tuple[Pipeline, Conditioning]:
+    """The checkpoint, and what every clip is told."""
+    pipeline = load(config.checkpoint, dtype=config.dtype and jnp.dtype(config.dtype), mesh=weights_mesh())
+    return pipeline, text_condition(pipeline, config.prompt, config.text_embeddings)
+
+
+def run_part(config: InversionStudy, workdir: Path, shard: tuple[int, int]) -> None:
+    """Invert every n-th video from the k-th on, of `shard` (k, n), into the store that `run_inversion` then finds."""
+    clips = find_clips(config)
+    with Workdir(workdir, config, primary=False) as work:
+        if work.done:
+            return
+        pipeline, cond = load_model(config)
+        skip = config.skip_bad_clips
+        invert_clips(pipeline, clips, cond, config.reading(), workdir / "store", skip_bad_clips=skip, shard=shard)
+
+
+def run_inversion(config: InversionStudy, workdir: Path) -> None:
+    """Invert every video of the folder, measure the fidelity on a few, write the store and the report."""
+    clips, reading = find_clips(config), config.reading()
     with Workdir(workdir, config) as work:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
         with work.stage("load"):
-            pipeline = load(config.checkpoint, dtype=config.dtype and jnp.dtype(config.dtype))
-            cond = text_condition(pipeline, config.prompt, config.text_embeddings)
+            pipeline, cond = load_model(config)
         with work.stage("invert", clips=len(clips)):
             store, skipped = invert_clips(
                 pipeline, clips, cond, reading, workdir / "store", skip_bad_clips=config.skip_bad_clips

@@ -11,6 +11,7 @@ from jaxdiff.data.clip import Clip
 from jaxdiff.data.datasets import Dataset
 from jaxdiff.data.worlds.prompts import encode
 from jaxdiff.errors import MissingDataError
+from jaxdiff.mesh import weights_mesh
 from jaxdiff.pipeline import Pipeline, load, outline
 from jaxdiff.study.batches import first_readable
 from jaxdiff.study.budget import MOST
@@ -76,7 +77,7 @@ def refuse_large_study(config: StudyConfig, data: Dataset | None) -> None:
 def load_models(config: StudyConfig) -> Models:
     """The model, the structure-less control if there is one, and the untrained control."""
     dtype = None if config.dtype is None else jnp.dtype(config.dtype)
-    pipelines = {name: load(folder, dtype=dtype) for name, folder in folders(config).items()}
+    pipelines = {name: load(folder, dtype=dtype, mesh=weights_mesh()) for name, folder in folders(config).items()}
     main = pipelines["trained"]
     if "structureless" in pipelines:
         pipelines["structureless"] = dataclasses.replace(pipelines["structureless"], vae=main.vae)

@@ -1,6 +1,7 @@
 """Clips to activations: decode, encode, run the flow backwards, store what the taps read, clip by clip resumable."""
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Sequence
@@ -10,19 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.data.video import ClipReader
 from jaxdiff.errors import ConfigError
 from jaxdiff.flow import DivergedError, fidelity, invert
+from jaxdiff.flow.placement import Placement, per_device
 from jaxdiff.flow.plan import make_plan, rounds
 from jaxdiff.flow.solvers import as_solver
-from jaxdiff.mesh import PADDING, replicate
+from jaxdiff.mesh import PADDING, own_mesh, replicate
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
 from jaxdiff.store import ActivationStore
-from jaxdiff.study.batches import Batches, Encoded, Prompts, first_readable, own_mesh
+from jaxdiff.study.batches import Batches, Encoded, Prompts, first_readable
 from jaxdiff.taps import Edit, Tap
 
 # What enters the first block is the noised input itself, in a linear embedding: the row that every block's
@@ -183,7 +186,7 @@ def invert_clips(
                 if trajectory is not None and (ids != PADDING).any():
                     if sink is None:
                         store.write(ids, jax.tree.map(np.asarray, trajectory.captured))
-                    rows = _rows(_noise(trajectory.latents))
+                    rows = _rows(_per_clip(fidelity.noise_statistics, trajectory.latents))
                     if reading.error_steps:
                         errors = coarse_error(pipeline, latents, trajectory.latents, told, reading)
                         for row, error in zip(rows, errors, strict=True):
@@ -243,19 +246,29 @@ def coarse_error(
         if error.trajectory is None:
             return [{} for _ in latents]
         trajectory = error.trajectory
-    values = np.asarray(_distance(trajectory.latents, ends))
+    values = np.asarray(_per_clip(_distance, trajectory.latents, ends))
     return [{"coarse_error": float(f"{v:.6g}")} if np.isfinite(v) else {} for v in values]
 
 
-@jax.jit
 def _distance(a, b):
     axes = tuple(range(1, a.ndim))
     return jnp.sqrt(jnp.mean((a - b) ** 2, axes) / jnp.maximum(jnp.mean(b**2, axes), 1e-12))
 
 
-@jax.jit
-def _noise(latents):
-    return fidelity.noise_statistics(latents)
+def _per_clip(f, *arrays):
+    """``f(*arrays)`` of arrays [B, ...], on every device for its own clips: a clip's numbers depend on no other clip."""
+    sharding = arrays[0].sharding
+    spread = isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0] is not None
+    placement = Placement(sharding.mesh, sharding.spec[0]) if spread else None
+    return _placed(arrays, f=f, placement=placement)
+
+
+@functools.partial(jax.jit, static_argnames=("f", "placement"))
+def _placed(arrays, *, f, placement):
+    def run(_, arrays):
+        return f(*arrays)
+
+    return per_device(run, placement, (), arrays, arrays[0].shape[0], lambda axis: PartitionSpec(axis))
 
 
 def _rows(table: dict[str, jax.Array]) -> list[dict[str, float]]:

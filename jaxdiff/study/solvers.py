@@ -23,12 +23,12 @@ from jaxdiff.data.worlds import WorldConfig
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.flow import SOLVERS, DivergedError, Solver, invert
 from jaxdiff.flow.solvers import as_solver, is_stochastic
-from jaxdiff.mesh import replicate
+from jaxdiff.mesh import own_mesh, replicate, weights_mesh
 from jaxdiff.pipeline import Pipeline, load
 from jaxdiff.progress import progress
 from jaxdiff.report import probe_csv, report_run
 from jaxdiff.report.study import Curve, Panel, Study, Table
-from jaxdiff.study.batches import Batches, own_mesh
+from jaxdiff.study.batches import Batches
 from jaxdiff.study.config import NANO, StudyConfig
 from jaxdiff.study.inversion import text_note
 from jaxdiff.study.models import ASSETS, conditioning
@@ -226,6 +226,7 @@ def prepare(config: SolverStudy, workdir: Path) -> tuple[Pipeline, Parts]:
     pipeline = load(
         ASSETS / NANO if config.model == NANO else config.model,
         dtype=None if config.dtype is None else jnp.dtype(config.dtype),
+        mesh=weights_mesh(),
     )
     same = StudyConfig(config.model, config=config.config, prompt=config.prompt, text_embeddings=config.text_embeddings)
     mesh, clips = own_mesh(), find_clips(config, workdir)

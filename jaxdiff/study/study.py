@@ -91,6 +91,8 @@ def run_shard(config: StudyConfig, workdir: Path, shard: tuple[int, int]) -> Non
             "--dataset=intphys --subset --data_dir=DIR"
         )
     with Workdir(workdir, config, primary=False) as work:
+        if work.done:
+            return
         data = checked_data(work, config, shard)
         refuse_large_study(config, data)
         models = load_models(config)

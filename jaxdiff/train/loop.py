@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from jaxdiff.errors import CheckpointError, NonFiniteError
-from jaxdiff.mesh import DATA, FSDP, replicate, shard_batch
+from jaxdiff.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxdiff.mesh import SEQ, replicate, shard_batch
 
 AHEAD = 2  # batches that are made while a step runs
 
@@ -109,12 +109,17 @@ def fit(
     Raises
     ------
     CheckpointError : the checkpoint in `workdir` is of other parameters.
+    ConfigError : the mesh has ``seq``.
     NonFiniteError : the loss or its gradient is NaN or infinite. The state stays as it was before that step, and is the
         newest checkpoint.
     """
+    if mesh is not None and mesh.shape.get(SEQ, 1) > 1:
+        raise ConfigError(
+            f"training splits clips and weights, and no tokens: give the devices of {SEQ} to data or fsdp"
+        )
     state = TrainState.create(params, recipe)
     if mesh is not None:
-        state, data = _on(mesh, state), _on(mesh, data)
+        state, data = replicate(state, mesh), replicate(data, mesh)
     manager = None
     if workdir is not None:
         import orbax.checkpoint as ocp
@@ -147,7 +152,7 @@ def fit(
         if batches is None:
             return None
         batch = batches(step)
-        return step, jax.device_put(batch) if mesh is None else shard_batch(batch, mesh, (DATA, FSDP))
+        return step, jax.device_put(batch) if mesh is None else shard_batch(batch, mesh)
 
     step = int(state.step)
     since, steps_since = time.perf_counter(), 0
@@ -225,13 +230,3 @@ def _ahead(make: Callable[[int], Any], first: int, end: int) -> Generator[Any, N
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _on(mesh: Mesh, tree: Any) -> Any:
-    """`tree` on the mesh: what lies there already stays, all else is replicated."""
-
-    def put(leaf):
-        there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
-        return leaf if there else replicate(leaf, mesh)
-
-    return jax.tree.map(put, tree)

@@ -8,9 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.conditioning import Conditioning, as_conditioning
-from jaxdiff.flow import SOLVERS, Schedule
+from jaxdiff.flow import SOLVERS, Schedule, VariancePreserving
+from jaxdiff.mesh import FSDP
+from jaxdiff.models.cogvideox.family import CogVideoX
+from jaxdiff.models.cogvideox.transformer import CogVideoXTransformer, CogVideoXTransformerConfig
+from jaxdiff.models.ltx.family import LTX
+from jaxdiff.models.ltx.transformer import LTXTransformer, LTXTransformerConfig
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan.family import Wan
 from jaxdiff.models.wan.transformer import WanTransformer, WanTransformerConfig
@@ -95,10 +101,10 @@ def inputs(batch: int = 2, channels: int = 4, text_dim: int = 4):
     return latents, jax.random.normal(keys[1], (batch, 3, text_dim))
 
 
-def tiny_wan(layers: int = 3) -> Pipeline:
+def tiny_wan(layers: int = 3, heads: int = 2, head_dim: int = 16) -> Pipeline:
     config = WanTransformerConfig(
-        num_attention_heads=2,
-        attention_head_dim=16,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
         in_channels=4,
         out_channels=4,
         text_dim=8,
@@ -108,6 +114,49 @@ def tiny_wan(layers: int = 3) -> Pipeline:
         rope_max_seq_len=32,
     )
     return Pipeline(Network.init(WanTransformer, config, 0), Wan(), WAN)
+
+
+def tiny_ltx() -> Pipeline:
+    config = LTXTransformerConfig(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=8,
+    )
+    return Pipeline(Network.init(LTXTransformer, config, 0), LTX(), WAN)
+
+
+def tiny_cogvideox() -> Pipeline:
+    config = CogVideoXTransformerConfig(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=16,
+        text_embed_dim=8,
+        num_layers=2,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=3,
+        use_rotary_positional_embeddings=True,
+    )
+    return Pipeline(Network.init(CogVideoXTransformer, config, 0), CogVideoX(), VariancePreserving())
+
+
+def spread_weights(pipeline: Pipeline, mesh: Mesh) -> Pipeline:
+    """Matrices of the blocks and of the embeddings split over ``fsdp`` where it divides them, as `jaxdiff.load` splits them."""
+    size = mesh.shape.get(FSDP, 1)
+
+    def put(path, leaf):
+        matrix = leaf.ndim == (3 if "blocks" in jax.tree_util.keystr(path) else 2) and leaf.shape[-2] % size == 0
+        spec = PartitionSpec(*[None] * (leaf.ndim - 2), FSDP if matrix and size > 1 else None)
+        return jax.device_put(leaf, NamedSharding(mesh, spec if matrix else PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(put, pipeline)
 
 
 def close(got, want):

@@ -19,6 +19,7 @@ from jaxdiff.errors import ConfigError
 from jaxdiff.models.cogvideox.family import CogVideoX
 from jaxdiff.models.cogvideox.transformer import Attention, CogVideoXTransformer, CogVideoXTransformerConfig
 from jaxdiff.models.network import Network
+from jaxdiff.taps import MAP_SITE, Reader
 from ports.folder import load_pipeline
 from tests.reference import COGVIDEOX_SCHEDULER, cogvideox_inputs, random_state, relative_error, write_folder
 
@@ -123,10 +124,12 @@ def test_the_frame_map_is_a_softmax_over_the_keys_of_the_video():
         q, k = (y[..., 0] + 1j * y[..., 1] for y in (q, k))
         q, k = (y * (rope[0] + 1j * rope[1])[:, None] for y in (q, k))
         scores = jnp.einsum("bqkd,bskd->bkqs", q, k.conj(), precision="highest").real / 4
-        return module(x, rope, 12, 3), module(x, rope, 12, None), scores
+        reading, bare = (
+            Reader(taps, (), layers=1, grid=(3, 2, 2)).block({}) for taps in ((Tap(MAP_SITE, name="map"),), ())
+        )
+        return module(x, rope, 5, reading), reading.readings["map"], module(x, rope, 5, bare), scores
 
-    (out, frame_map), (plain, none), scores = run(attention, x)
-    assert none is None
+    out, frame_map, plain, scores = run(attention, x)
     np.testing.assert_allclose(out, plain, atol=1e-6)  # the sums over keys are formed in another order
     weights = np.asarray(jax.nn.softmax(scores[:, :, 5:, 5:], -1))
     assert relative_error(frame_map, weights.reshape(2, 2, 3, 4, 3, 4).sum(-1).mean(3)) <= 1e-5

@@ -4,6 +4,7 @@ from safetensors.numpy import save_file
 
 import jaxdiff
 from jaxdiff.errors import ConfigError
+from jaxdiff.mesh import abstract_mesh
 from ports import inspect
 from ports.convert import convert
 from tests.ports.test_folder import VAE_WEIGHTS, WEIGHTS, folder, state, unread, vae_state, whole
@@ -30,7 +31,7 @@ def test_it_counts_what_load_would_hold_and_reads_nothing(whole, unread, capsys,
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_bytes_of_a_device_are_those_that_load_places(whole, dtype):
     opened, _ = inspect.inspect_folder(whole)
-    mesh, pipeline = inspect.parse_mesh(""), jaxdiff.load(whole, dtype=dtype)
+    mesh, pipeline = abstract_mesh(""), jaxdiff.load(whole, dtype=dtype)
     for name, component in opened.components.items():
         found = inspect.describe(component, mesh, np.dtype(dtype) if dtype == "float32" else inspect.jnp.bfloat16)
         leaves = inspect.jax.tree.leaves(getattr(pipeline, name))
@@ -67,13 +68,11 @@ def test_a_converted_folder_is_described_alike(whole, tmp_path, unread, capsys, 
     convert(whole, tmp_path / "out")
     opened, converted = (inspect.inspect_folder(path)[0] for path in (whole, tmp_path / "out"))
     for name, component in opened.components.items():
-        said = [
-            inspect.describe(c, inspect.parse_mesh(""), np.float32) for c in (component, converted.components[name])
-        ]
+        said = [inspect.describe(c, abstract_mesh(""), np.float32) for c in (component, converted.components[name])]
         assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("text", ["data", "data=0", "data=2,data=2", "=3", "a=b"])
 def test_a_mesh_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="--mesh"):
-        inspect.parse_mesh(text)
+        abstract_mesh(text)

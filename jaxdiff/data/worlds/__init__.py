@@ -2,6 +2,7 @@
 
 from jaxdiff.data.worlds import prompts
 from jaxdiff.data.worlds.clips import Batch, Quadruplet, quadruplets, sample_batch
+from jaxdiff.data.worlds.drop import DropConfig, Drops, drops
 from jaxdiff.data.worlds.render import Frames, normalise, render
 from jaxdiff.data.worlds.scene import CATEGORIES, CATEGORY_NAMES, COLOURS, SHAPES, Stage, Thing, WorldConfig
 
@@ -11,11 +12,14 @@ __all__ = [
     "COLOURS",
     "SHAPES",
     "Batch",
+    "DropConfig",
+    "Drops",
     "Frames",
     "Quadruplet",
     "Stage",
     "Thing",
     "WorldConfig",
+    "drops",
     "normalise",
     "prompts",
     "quadruplets",

@@ -8,11 +8,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxdiff import kernels
 from jaxdiff.errors import ConfigError
+from jaxdiff.kernels import sequence
 from jaxdiff.models import network
 from jaxdiff.models.cogvideox import positions
 from jaxdiff.models.layers import (
@@ -25,7 +25,7 @@ from jaxdiff.models.layers import (
     timestep_embedding,
     unpatchify,
 )
-from jaxdiff.taps import MAP_SITE, SITES, TEXT_SITE, BlockReader, Reader
+from jaxdiff.taps import SITES, TEXT_SITE, BlockReader, Reader
 
 QK_EPS = 1e-6  # of the norms of queries and keys; a constant of the reference
 
@@ -170,36 +170,13 @@ class Attention(nnx.Module):
         self.query_norm = LayerNorm(config.attention_head_dim, QK_EPS)
         self.key_norm = LayerNorm(config.attention_head_dim, QK_EPS)
 
-    def __call__(self, x, rope, tokens: int, frames: int | None, between=None):
-        """x [B, N + S, D] -> [B, N + S, D], and with `frames` the frame map [B, K, T', T'] of its last S = `tokens`.
-
-        `between` are an edit's factors on the attention of the whole sequence.
-        """
+    def __call__(self, x, rope, text_tokens: int, tap: BlockReader):
+        """x [B, N + S, D], the text first -> [B, N + S, D]."""
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (self.query(x), self.key(x), self.value(x)))
         q, k = self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype)
         if rope is not None:
             q, k = kernels.rotate_pairs(q, *rope), kernels.rotate_pairs(k, *rope)
-        frame_map = None
-        if frames is None:
-            out = kernels.attention(q, k, v, between=between)
-        else:
-            text = x.shape[1] - tokens
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, prefix=text, between=between)
-        return self.out(out.reshape(x.shape)), frame_map
-
-
-def _between(tap: BlockReader, batch: int, heads: int, text_tokens: int, tokens: int) -> kernels.Between | None:
-    """What edits make of the attention of the whole sequence, `tokens` of which are the video's. In it the text is one group
-    and each frame another; the text sees everything."""
-    frames = tap.grid[0]
-    factors, text = tap.factors(MAP_SITE, (batch, heads, frames, frames)), tap.factors(TEXT_SITE, (batch, heads, 1, 1))
-    if factors is None and text is None:
-        return None
-    factors = jnp.ones((batch, heads, frames, frames), jnp.float32) if factors is None else factors
-    text = jnp.ones((batch, heads, 1, 1), jnp.float32) if text is None else text
-    video = jnp.concatenate([jnp.broadcast_to(text, (batch, heads, frames, 1)), factors], -1)
-    whole = jnp.concatenate([jnp.ones((batch, heads, 1, 1 + frames), jnp.float32), video], 2)
-    return kernels.Between(whole, np.repeat(np.arange(1 + frames), [text_tokens] + frames * [tokens // frames]))
+        return self.out(tap.attend(q, k, v, prefix=text_tokens).reshape(x.shape))
 
 
 class Modulation(nnx.Module):
@@ -248,10 +225,7 @@ class Block(nnx.Module):
             return jnp.concatenate([h[:, : text.shape[1]], tap(site, h[:, text.shape[1] :])], 1)
 
         h, add = self.attention_modulation(text, video, time)
-        between = _between(tap, video.shape[0], self.attention.heads, text.shape[1], video.shape[1])
-        h, frame_map = self.attention(h, rope, video.shape[1], tap.grid[0] if tap.wants_map else None, between)
-        if frame_map is not None:
-            tap.read(MAP_SITE, frame_map)
+        h = self.attention(h, rope, text.shape[1], tap)
         text, video = add(read("self_attention_out", h))
 
         h, add = self.mlp_modulation(text, video, time)
@@ -329,18 +303,19 @@ class CogVideoXTransformer(nnx.Module):
             time = time + self.ofs_embedding(timestep_embedding(ofs, config.ofs_embed_dim))
         time = jax.nn.silu(time.astype(jnp.float32))
 
-        video = self.patch_embedding(patchify(latents, config.patch))
+        video = self.patch_embedding(sequence.own(patchify(latents, config.patch)))
         text = self.text_embedding(text)
         rope = None
         if config.use_rotary_positional_embeddings:
             base = None if config.patch_size_t else config.sample_grid[1:]
-            rope = positions.rotary(grid, config.attention_head_dim, base, still=text.shape[1])
+            tables = positions.rotary(grid, config.attention_head_dim, base, still=text.shape[1])
+            rope = tuple(sequence.own(table, 0, text.shape[1]) for table in tables)
         else:
             scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-            video = video + positions.sincos(grid, config.width, *scales).astype(video.dtype)
+            video = video + sequence.own(positions.sincos(grid, config.width, *scales), 0).astype(video.dtype)
         if self.positions is not None:
             table = self.positions[...].astype(video.dtype)
-            text, video = text + table[: text.shape[1]], video + table[text.shape[1] :]
+            text, video = text + table[: text.shape[1]], video + sequence.own(table[text.shape[1] :], 0)
 
         def run(block, streams, tap):
             return block(*streams, time, rope, tap)
@@ -352,7 +327,7 @@ class CogVideoXTransformer(nnx.Module):
         dtype = video.dtype
         video = self.video_norm(video).astype(dtype)
         video = self.out((self.norm(video) * (1 + scale) + shift).astype(dtype))
-        return unpatchify(video, grid, config.patch), captured
+        return unpatchify(sequence.whole(video, t * h * w), grid, config.patch), captured
 
 
 def check_size(config: CogVideoXTransformerConfig, shape: tuple[int, ...], text_tokens: int) -> None:

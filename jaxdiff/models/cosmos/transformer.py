@@ -185,21 +185,16 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(head, QK_EPS)
         self.key_norm = RMSNorm(head, QK_EPS)
 
-    def __call__(self, x, context, rope=None, frames=None, between=None):
-        """x [B, Sq, D], context [B, S, C], factors of an edit `between` frames -> [B, Sq, D], and with `frames` the frame
-        map [B, K, T', T']."""
+    def __call__(self, x, context, rope=None, tap: BlockReader | None = None):
+        """x [B, Sq, D], context [B, S, C] -> [B, Sq, D]; self-attention has a `tap` and a `rope`."""
         q, k, v = (
             y.reshape(*y.shape[:2], self.heads, -1) for y in (self.query(x), self.key(context), self.value(context))
         )
         q, k = self.query_norm(q), self.key_norm(k)
         if rope is not None:
             q, k = kernels.rotate_halves(q, *rope), kernels.rotate_halves(k, *rope)
-        frame_map = None
-        if frames is None:
-            out = kernels.attention(q, k, v, between=between)
-        else:
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, between=between)
-        return self.out(out.reshape(x.shape)), frame_map
+        out = kernels.attention(q, k, v) if tap is None else tap.attend(q, k, v)
+        return self.out(out.reshape(x.shape))
 
 
 class Block(nnx.Module):
@@ -224,14 +219,10 @@ class Block(nnx.Module):
             x = x + positions
 
         h, gate = self.attention_modulation(x, time, shared)
-        between = tap.between_frames(h.shape[0], self.self_attention.heads, h.shape[1])
-        h, frame_map = self.self_attention(h, h, rope, tap.grid[0] if tap.wants_map else None, between)
-        if frame_map is not None:
-            tap.read("self_attention_map", frame_map)
-        x = _gated(x, tap("self_attention_out", h), *gate)
+        x = _gated(x, tap("self_attention_out", self.self_attention(h, h, rope, tap)), *gate)
 
         h, gate = self.cross_modulation(x, time, shared)
-        x = _gated(x, tap("cross_attention_out", self.cross_attention(h, text)[0]), *gate)
+        x = _gated(x, tap("cross_attention_out", self.cross_attention(h, text)), *gate)
 
         h, gate = self.mlp_modulation(x, time, shared)
         x = _gated(x, tap("mlp_out", self.mlp(h)), *gate)

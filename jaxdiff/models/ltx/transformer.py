@@ -5,6 +5,7 @@ parity suite compares with, tensor by tensor.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 
 from jaxdiff import kernels
 from jaxdiff.errors import ConfigError
+from jaxdiff.kernels import sequence
 from jaxdiff.models import network
 from jaxdiff.models.layers import (
     MLP,
@@ -105,20 +107,16 @@ class Attention(nnx.Module):
         self.query_norm = RMSNorm(width, QK_EPS)
         self.key_norm = RMSNorm(width, QK_EPS)
 
-    def __call__(self, x, context, *, rope=None, bias=None, frames=None, between=None):
-        """x [B, Sq, D], context [B, S, D], bias on the scores [B, 1, 1, S], factors of an edit `between` frames
-        -> [B, Sq, D], and with `frames` the frame map [B, K, T', T']."""
+    def __call__(self, x, context, *, rope=None, bias=None, tap: BlockReader | None = None):
+        """x [B, Sq, D], context [B, S, D], bias on the scores [B, 1, 1, S] -> [B, Sq, D]; self-attention has a `tap` and a
+        `rope`, and no bias."""
         q, k = self.query_norm(self.query(x)), self.key_norm(self.key(context))
         if rope is not None:
             # The angles run on over the heads: to the rotation, all of them are one.
             q, k = (kernels.rotate_pairs(y[:, :, None], *rope)[:, :, 0] for y in (q, k))
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, self.value(context)))
-        frame_map = None
-        if frames is None:
-            out = kernels.attention(q, k, v, bias=bias, between=between)
-        else:
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, between=between)
-        return self.out(out.reshape(x.shape)), frame_map
+        out = kernels.attention(q, k, v, bias=bias) if tap is None else tap.attend(q, k, v)
+        return self.out(out.reshape(x.shape))
 
 
 class Block(nnx.Module):
@@ -142,15 +140,10 @@ class Block(nnx.Module):
         x = tap("block_in", x)
 
         h = self._modulated(x, shift, scale)
-        between = tap.between_frames(h.shape[0], self.self_attention.heads, h.shape[1])
-        frames = tap.grid[0] if tap.wants_map else None
-        h, frame_map = self.self_attention(h, h, rope=rope, frames=frames, between=between)
-        if frame_map is not None:
-            tap.read("self_attention_map", frame_map)
-        h = tap("self_attention_out", h)
+        h = tap("self_attention_out", self.self_attention(h, h, rope=rope, tap=tap))
         x = (x + h * gate).astype(x.dtype)
 
-        x = x + tap("cross_attention_out", self.cross_attention(x, text, bias=text_bias)[0])
+        x = x + tap("cross_attention_out", self.cross_attention(x, text, bias=text_bias))
 
         h = tap("mlp_out", self.mlp(self._modulated(x, mlp_shift, mlp_scale)))
         x = (x + h * mlp_gate).astype(x.dtype)
@@ -210,14 +203,14 @@ class LTXTransformer(nnx.Module):
         """
         config = self.config
         grid = (latents.shape[1], latents.shape[2], latents.shape[3])
-        x = self.patch_embedding(latents.reshape(latents.shape[0], -1, latents.shape[-1]))
-        timestep = timestep if timestep.ndim == 2 else timestep[:, None]
+        x = self.patch_embedding(sequence.own(latents.reshape(latents.shape[0], -1, latents.shape[-1])))
+        timestep = sequence.own(timestep) if timestep.ndim == 2 else timestep[:, None]
         time = self.time_embedding(timestep_embedding(timestep, TIME_FEATURES))
         modulation = self.time_projection(jax.nn.silu(time)).astype(jnp.float32)
         modulation = modulation.reshape(*time.shape[:2], 6, config.width)
         text = self.text_embedding(text)
         text_bias = None if text_mask is None else jnp.where(text_mask, 0.0, -10000.0)[:, None, None]
-        rope = rotary(positions, config.width)
+        rope = tuple(sequence.own(table, -2) for table in rotary(positions, config.width))
 
         def run(block, x, tap):
             return block(x, text, text_bias, modulation, rope, tap)
@@ -228,7 +221,7 @@ class LTXTransformer(nnx.Module):
         modulation = self.modulation[...].astype(jnp.float32) + time.astype(jnp.float32)[:, :, None]
         shift, scale = jnp.moveaxis(modulation, 2, 0)
         x = self.out((self.norm(x) * (1 + scale) + shift).astype(x.dtype))
-        return x.reshape(*latents.shape[:-1], -1), captured
+        return sequence.whole(x, math.prod(grid)).reshape(*latents.shape[:-1], -1), captured
 
 
 def rotary(

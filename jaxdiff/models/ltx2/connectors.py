@@ -29,7 +29,7 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, rotation: Rotation) -> jax.Array:
         """[B, N, D] -> [B, N, D]"""
         h = self.norm(x)
-        x = x + self.attention(h, h, rotation=rotation)[0]
+        x = x + self.attention(h, h, rotation=rotation)
         return x + self.mlp(self.norm(x))
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxdiff import kernels
 from jaxdiff.models.layers import Linear, RMSNorm
 from jaxdiff.models.ltx.transformer import rotary
+from jaxdiff.taps import BlockReader
 
 EPS = 1e-6  # of the norms of queries and keys, and of the connectors' own; a constant of the reference
 
@@ -98,19 +99,13 @@ class Attention(nnx.Module):
         rotation: Rotation | None = None,
         context_rotation: Rotation | None = None,
         bias: jax.Array | None = None,
-        frames: int | None = None,
-        between: kernels.Between | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """x [B, Sq, width], context [B, S, context], bias on the scores [B, 1, 1, S], factors of an edit `between` frames
-        -> [B, Sq, width], and with `frames` the frame map [B, K, frames, frames]. Keys are rotated by `context_rotation`,
-        or as the queries are."""
+        tap: BlockReader | None = None,
+    ) -> jax.Array:
+        """x [B, Sq, width], context [B, S, context], bias on the scores [B, 1, 1, S] -> [B, Sq, width]. Keys are rotated by
+        `context_rotation`, or as the queries are. Self-attention of the video has a `tap`, and no bias."""
         q, k = self.query_norm(self.query(x)), self.key_norm(self.key(context))
         if rotation is not None:
             q, k = rotation(q), (context_rotation or rotation)(k)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k, self.value(context)))
-        frame_map = None
-        if frames is None:
-            out = kernels.attention(q, k, v, bias=bias, between=between)
-        else:
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, between=between)
-        return self.out(out.reshape(*x.shape[:2], -1)), frame_map
+        out = kernels.attention(q, k, v, bias=bias) if tap is None else tap.attend(q, k, v)
+        return self.out(out.reshape(*x.shape[:2], -1))

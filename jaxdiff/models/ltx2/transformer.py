@@ -67,14 +67,10 @@ class Stream(nnx.Module):
         """Modulated self-attention, then attention to the text, which sees normalised tokens and is not gated."""
         shift, scale, gate = self._rows(self.modulation, given.modulation)[:3]
         h = self._modulated(x, scale, shift)
-        frames = tap.grid[0] if tap is not None and tap.wants_map else None
-        between = None if tap is None else tap.between_frames(h.shape[0], self.self_attention.heads, h.shape[1])
-        h, frame_map = self.self_attention(h, h, rotation=given.rotation, frames=frames, between=between)
-        if frame_map is not None and tap is not None:
-            tap.read("self_attention_map", frame_map)
+        h = self.self_attention(h, h, rotation=given.rotation, tap=tap)
         h = h if tap is None else tap("self_attention_out", h)
         x = (x + h * gate).astype(x.dtype)
-        h, _ = self.cross_attention(self.norm(x), given.text, bias=given.text_bias)
+        h = self.cross_attention(self.norm(x), given.text, bias=given.text_bias)
         return x + (h if tap is None else tap("cross_attention_out", h))
 
     def offered(self, x, given: Given, direction: int):
@@ -84,7 +80,7 @@ class Stream(nnx.Module):
 
     def listen(self, x, own, other, given: Given, other_given: Given):
         """x plus the gated attention of its `own` offered tokens to those of the other stream."""
-        h, _ = self.other_attention(
+        h = self.other_attention(
             own, other, rotation=given.between_rotation, context_rotation=other_given.between_rotation
         )
         return (x + h * self._rows(self.between, given.between)[4]).astype(x.dtype)

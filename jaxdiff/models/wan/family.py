@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff.conditioning import Conditioning, only
 from jaxdiff.errors import ConfigError
-from jaxdiff.models.family import Family, check_image_latents, open_rows, per_clip, posterior_mode
+from jaxdiff.models.family import Family, check_image_latents, held, open_rows, per_clip, posterior_mode
 from jaxdiff.models.network import Network, Params
 from jaxdiff.models.text.prompt import TextConvention
 from jaxdiff.models.text.tokenizer import clean
@@ -110,19 +110,14 @@ class Wan(Family):
         return transformer(latents, timestep, text, None if tokens is None else per_clip(tokens, batch), **reading)
 
     def hold(self, velocity: jax.Array, x: jax.Array, sigma: Any, cond: Conditioning) -> jax.Array:
-        """Of `expand_timesteps`, the first latent frame flows straight to the image c: ``(x - c) / sigma``, and 0 at
-        sigma 0.
+        """Of `expand_timesteps`, the first latent frame flows straight to the image, see `held`, as the published pipeline's
+        ends in it.
 
-        The network is shown c there in any case, and what it predicts there means nothing. Every solver follows a
-        straight line exactly: sampling ends in c, as the published pipeline's does, and an inversion that starts in c
-        stays in it.
+        The network is shown the image there in any case, and what it predicts there means nothing.
         """
         if not self.expand_timesteps or cond.image_latents is None:
             return velocity
-        sigma = jnp.reshape(jnp.asarray(sigma, jnp.float32), (-1, 1, 1, 1, 1))
-        distance = x[:, :1] - cond.image_latents.astype(jnp.float32)
-        first = jnp.where(sigma > 0, distance / jnp.where(sigma > 0, sigma, 1.0), 0.0)
-        return jnp.concatenate([first, velocity[:, 1:]], 1)
+        return held(velocity, x, sigma, cond.image_latents)
 
     def image_fields(
         self, pipeline: Any, first: jax.Array, last: jax.Array | None, tokens: jax.Array | None, frames: int

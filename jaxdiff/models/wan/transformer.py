@@ -5,6 +5,7 @@ suite compares with, tensor by tensor.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 
 from jaxdiff import kernels
 from jaxdiff.errors import ConfigError
+from jaxdiff.kernels import sequence
 from jaxdiff.models import network
 from jaxdiff.models.layers import (
     MLP,
@@ -144,26 +146,19 @@ class Attention(nnx.Module):
         self.image_value = Linear(width, width, rngs=rngs) if image else None
         self.image_key_norm = RMSNorm(width, config.eps) if image else None
 
-    def __call__(self, x, context, rope=None, frames=None, image=None, between=None):
-        """x [B, Sq, D], context [B, S, D], image [B, M, D] -> [B, Sq, D], and with `frames` the frame map [B, K, T', T'].
-
-        `between` are an edit's factors on the attention between frames.
-        """
+    def __call__(self, x, context, rope=None, image=None, tap: BlockReader | None = None):
+        """x [B, Sq, D], context [B, S, D], image [B, M, D] -> [B, Sq, D]; self-attention has a `tap` and a `rope`."""
         q = self._split(self.query_norm(self.query(x)))
         k = self._split(self.key_norm(self.key(context)))
         v = self._split(self.value(context))
         if rope is not None:
             q, k = kernels.rotate_pairs(q, *rope), kernels.rotate_pairs(k, *rope)
-        frame_map = None
-        if frames is None:
-            out = kernels.attention(q, k, v, between=between)
-        else:
-            out, frame_map = kernels.attention_with_frame_map(q, k, v, frames=frames, between=between)
+        out = kernels.attention(q, k, v) if tap is None else tap.attend(q, k, v)
         if image is not None:
             assert self.image_key is not None and self.image_value is not None and self.image_key_norm is not None
             k = self._split(self.image_key_norm(self.image_key(image)))
             out = out + kernels.attention(q, k, self._split(self.image_value(image)))
-        return self.out(out.reshape(x.shape)), frame_map
+        return self.out(out.reshape(x.shape))
 
     def _split(self, x):
         return x.reshape(*x.shape[:2], self.heads, -1)
@@ -211,19 +206,15 @@ class Block(nnx.Module):
         """
         dtype = x.dtype
         modulation = self.modulation[...].astype(jnp.float32) + modulation
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _per_token(modulation, x.shape[1])
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _per_token(modulation, tap.tokens)
         x = tap("block_in", x)
 
         h = (self.norm(x) * (1 + scale) + shift).astype(dtype)
-        between = tap.between_frames(h.shape[0], self.self_attention.heads, h.shape[1])
-        h, frame_map = self.self_attention(h, h, rope, tap.grid[0] if tap.wants_map else None, between=between)
-        if frame_map is not None:
-            tap.read("self_attention_map", frame_map)
-        h = tap("self_attention_out", h)
+        h = tap("self_attention_out", self.self_attention(h, h, rope, tap=tap))
         x = (x + h * gate).astype(dtype)
 
         h = x if self.cross_norm is None else self.cross_norm(x).astype(dtype)
-        h = tap("cross_attention_out", self.cross_attention(h, text, image=image)[0])
+        h = tap("cross_attention_out", self.cross_attention(h, text, image=image))
         x = x + h
 
         h = (self.norm(x) * (1 + mlp_scale) + mlp_shift).astype(dtype)
@@ -287,7 +278,7 @@ class WanTransformer(nnx.Module):
         if any(n % p for n, p in zip(latents.shape[1:4], patch, strict=True)):
             raise ConfigError(f"latents {latents.shape}: T', H', W' must be multiples of the patch size {patch}")
 
-        x = self.patch_embedding(patchify(latents, patch))
+        x = self.patch_embedding(sequence.own(patchify(latents, patch)))
         time = self.time_embedding(timestep_embedding(timestep, config.freq_dim)).astype(x.dtype)
         modulation = self.time_projection(jax.nn.silu(time)).astype(jnp.float32)
         modulation = modulation.reshape(*timestep.shape, 6, -1)
@@ -295,7 +286,7 @@ class WanTransformer(nnx.Module):
         if self.image_embedding is not None:
             assert image is not None  # `Wan.validate` says so better
             image = self.image_embedding(image)
-        rope = kernels.rope_3d(grid, config.attention_head_dim)
+        rope = tuple(sequence.own(table, 0) for table in kernels.rope_3d(grid, config.attention_head_dim))
 
         reader = Reader(taps, edits, layers=config.num_layers, grid=grid, sigma=sigma, key=key)
 
@@ -304,19 +295,20 @@ class WanTransformer(nnx.Module):
 
         x, captured = network.scan(run, self.blocks, x, reader, remat=remat)
 
-        shift, scale = _per_token(self.modulation[...] + time[..., None, :].astype(jnp.float32), x.shape[1])
+        tokens = math.prod(grid)
+        shift, scale = _per_token(self.modulation[...] + time[..., None, :].astype(jnp.float32), tokens)
         x = self.out((self.norm(x) * (1 + scale) + shift).astype(x.dtype))
-        return unpatchify(x, grid, patch), captured
+        return unpatchify(sequence.whole(x, tokens), grid, patch), captured
 
 
 def _per_token(modulation: jax.Array, tokens: int) -> list[jax.Array]:
-    """The n parts of [B, n, D], each [B, 1, D], or of [B, G, n, D], each [B, tokens, D] with a value a group."""
+    """The n parts of [B, n, D], each [B, 1, D], or of [B, G, n, D], each [B, S, D] with a value a group of all `tokens`."""
     parts = jnp.split(modulation, modulation.shape[-2], axis=-2)
     if modulation.ndim == 3:
         return parts
     batch, groups, _, width = parts[0].shape
     shape = (batch, groups, tokens // groups, width)
-    return [jnp.broadcast_to(part, shape).reshape(batch, tokens, width) for part in parts]
+    return [sequence.own(jnp.broadcast_to(part, shape).reshape(batch, tokens, width)) for part in parts]
 
 
 def _volume(patch):
