@@ -7,6 +7,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import rows
+from benchmarks.rows import Row, Settings
+from benchmarks.timing import Bar
+
 # as `make demo` has it
 COMMAND = (
     *("--model=nano", "--steps=12", "--published_seeds=2", "--nocapacity", "--fidelity_clips=1"),
@@ -35,3 +39,15 @@ def measure(toy: bool = False) -> dict[str, float]:
             log.seek(0)
             raise RuntimeError(f"the demo ended with exit code {process.returncode}:\n{log.read()}")
     return {"seconds": seconds, "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+
+
+def case(settings: Settings) -> list[Row]:
+    """The demo, once: a limit on time and memory, not a ratio."""
+    found = measure(toy=settings.tiny)
+    seconds, memory = found["seconds"], found["peak_bytes"] / 1e9
+    return [
+        rows.number(
+            "demo, nothing compiled before", seconds, Bar(180, at_least=False), "s", seconds={"wall": [seconds]}
+        ),
+        rows.number("demo, peak memory", memory, Bar(4, at_least=False), "GB"),
+    ]

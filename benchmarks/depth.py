@@ -1,12 +1,16 @@
-"""A mid-sized abstract pipeline of every family, as deep as one likes: for compiling, not for running."""
+"""Compile time against depth: a mid-sized abstract pipeline of every family, as deep as one likes; nothing of it is run."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks import program, rows
+from benchmarks.rows import Row, Settings
 from benchmarks.subject import SCHEDULER
+from benchmarks.timing import Bar, paired
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.flow.schedule import Schedule
 from jaxdiff.models.cogvideox.transformer import CogVideoXTransformerConfig
@@ -115,3 +119,26 @@ def abstract(name: str, layers: int) -> tuple[Pipeline, jax.ShapeDtypeStruct, Co
     network = Network.abstract(port.module, make(layers))
     pipeline = Pipeline(network, family.drive, Schedule.from_config(scheduler | family.scheduler))
     return pipeline, jax.ShapeDtypeStruct(shape, jnp.float32), family.drive.example(network, shape)
+
+
+def case(settings: Settings) -> list[Row]:
+    """Trace, lower and compile an inversion with means of 40 layers, over the same of 2, for every family; no cache."""
+    if uncovered():
+        raise AssertionError(f"no pipeline here has {', '.join(sorted(uncovered()))}: add it to benchmarks/depth.py")
+    return [_row(name, settings) for name in (list(DEPTHS)[:1] if settings.tiny else DEPTHS)]
+
+
+def _row(name: str, settings: Settings) -> Row:
+    from benchmarks.inversion import MEANS, compile_inversion
+
+    subjects = {layers: abstract(name, layers) for layers in (2, 40)}
+
+    def build(layers):
+        jax.clear_caches()  # traces of the last call too
+        return compile_inversion(*subjects[layers], MEANS)
+
+    witness = {"hlo_instructions": [program.instructions(build(layers).as_text()) for layers in (2, 40)]}
+    times = paired(functools.partial(build, 2), functools.partial(build, 40), settings.pairs, warmup=1)
+    title = f"compile {name.removesuffix('Pipeline')}: 40 / 2 layers"
+    shapes = {"latents": DEPTHS[name][1]}
+    return rows.ratio(title, times, Bar(1.1, at_least=False), shapes=shapes, witness=witness)

@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import flops
+from benchmarks import flops, rows
 from benchmarks.depth import COGVIDEOX
+from benchmarks.rows import Row, Settings
+from benchmarks.timing import Bar
 from jaxdiff.flow import Schedule
 from jaxdiff.lamo import DriftLoss
 from jaxdiff.models.cogvideox.transformer import CogVideoXTransformer, CogVideoXTransformerConfig
@@ -39,3 +41,11 @@ def operations(shape: tuple[int, ...] = SHAPE, config: Any = None) -> tuple[int,
     alone = jax.jit(jax.value_and_grad(drift)).lower(latents, latents, jax.ShapeDtypeStruct(shape[:1], jnp.float32))
     cost = alone.cost_analysis() or {}
     return flops.products(step, network, latents, text), int(cost["flops"])
+
+
+def case(settings: Settings) -> list[Row]:
+    """LaMo's drift loss over a training step, in operations, at CogVideoX-5B's size; nothing is timed."""
+    step, loss = operations()
+    name = "drift loss / training step of CogVideoX-5B, operations"
+    witness = {"operations": [step, loss]}
+    return [rows.number(name, loss / step, Bar(0.01, at_least=False), shapes={"latents": SHAPE}, witness=witness)]

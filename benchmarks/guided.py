@@ -5,8 +5,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks import flops
+from benchmarks import flops, rows
 from benchmarks.depth import COGVIDEOX
+from benchmarks.rows import Row, Settings
+from benchmarks.timing import Bar, paired
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.flow import Schedule, sample
 from jaxdiff.generation.run import ASSETS
@@ -50,3 +52,13 @@ def nano(batch: int = 8) -> tuple[Callable, Callable]:
         return lambda: jax.block_until_ready(sample(pipeline, noise, cond, steps=STEPS, guide=guide).latents)
 
     return run(None), run(guide)
+
+
+def case(settings: Settings) -> list[Row]:
+    """A sampling step with LaMo's guidance over one without: operations at CogVideoX-5B's size, time at the nano model's."""
+    plain, led = operations()
+    return [
+        rows.number("guidance: operations of a step of CogVideoX-5B", led / plain, Bar(1.03, at_least=False),
+                    shapes={"latents": SHAPE}, witness={"operations": [plain, led]}),
+        rows.ratio("guidance: time of nano samples", paired(*nano(), settings.pairs)),
+    ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Loading a large sharded checkpoint: peak memory beyond the result, and throughput beside a raw read of the files.
 
-    python -m benchmarks.loading FOLDER BYTES        # what the case `loading` starts: writes, loads, prints JSON
+    python -m benchmarks.loading FOLDER         # what the case starts: loads, prints JSON on memory
 
-Every measurement is made in a process of its own, whose peak memory is then its own.
+Memory is measured in a process of its own, whose peak is then its own. Times are interleaved in one process, with the files in
+the page cache: what is compared is what is done with the bytes, and not the disk.
 """
 
 import json
@@ -15,23 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks import rows
+from benchmarks.rows import PeerMissing, Row, Settings
+from benchmarks.timing import Bar, Paired, interleaved, interval, listed
+
 GIGABYTES = 2.0
 SHARD = 400_000_000  # bytes
-BLOCK = 1 << 24  # bytes that the raw read asks for at a time
-
-
-def measure(folder: Path, size: int) -> dict[str, Any]:
-    """Write a checkpoint of about `size` bytes in bfloat16, then load it and read it raw, each in a fresh process.
-
-    Returns
-    -------
-    dict with "checkpoint_bytes", "result_bytes", "largest_bytes" (of one leaf), "beyond_bytes" (peak memory of the load
-    above the memory before it and the result), and seconds of "load" and "raw", both with the files in the page cache.
-    """
-    written = _child("write", folder, size)
-    _child("raw", folder)  # into the page cache, for both
-    loaded, raw = _child("load", folder), _child("raw", folder)
-    return written | loaded | raw
 
 
 def _child(*arguments: Any) -> dict[str, Any]:
@@ -47,9 +39,8 @@ def write(folder: Path, size: int) -> dict[str, Any]:
     import dataclasses
 
     import ml_dtypes
-    import numpy as np
 
-    from benchmarks.subject import SCHEDULER
+    from benchmarks.subject import SCHEDULER, write_index
     from jaxdiff.models.network import Network
     from jaxdiff.models.wan.transformer import WanTransformer, WanTransformerConfig
     from ports.safetensors_writer import SafetensorsWriter
@@ -85,48 +76,71 @@ def write(folder: Path, size: int) -> dict[str, Any]:
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config_values = {"_class_name": "WanTransformer3DModel", **dataclasses.asdict(config)}
     (where / "config.json").write_text(json.dumps(config_values))
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    index_values = {
-        "_class_name": "WanPipeline",
-        "scheduler": ["diffusers", SCHEDULER["_class_name"]],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index_values))
+    write_index(folder, "WanPipeline", "WanTransformer3DModel", SCHEDULER)
     return {"checkpoint_bytes": sum(file.stat().st_size for file in where.glob("*.safetensors")), "shards": len(shards)}
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """`jaxdiff.load` in bfloat16: seconds, and peak memory above what was there before."""
+def load(folder: Path) -> Any:
+    """`jaxdiff.load` in bfloat16, until the weights are there."""
     import jax
     import jax.numpy as jnp
 
     import jaxdiff
+
+    return jax.block_until_ready(jaxdiff.load(folder, dtype=jnp.bfloat16).transformer.params)
+
+
+def memory(folder: Path) -> dict[str, int]:
+    """Peak memory of a load above what was there before and the result."""
+    import jax
+    import jax.numpy as jnp
+
     from ports.folder import open_folder
 
     open_folder(folder)  # imports, and everything that is not reading weights
     jax.device_put(jnp.zeros(8)).block_until_ready()
-    before, start = peak(), time.perf_counter()
-    pipeline = jaxdiff.load(folder, dtype=jnp.bfloat16)
-    jax.block_until_ready(pipeline.transformer.params)
-    seconds, after = time.perf_counter() - start, peak()
-    sizes = [leaf.nbytes for leaf in jax.tree.leaves(pipeline.transformer.params)]
+    before = peak()
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(load(folder))]
     return {
         "result_bytes": sum(sizes),
         "largest_bytes": max(sizes),
-        "beyond_bytes": after - before - sum(sizes),
-        "load_seconds": seconds,
+        "beyond_bytes": peak() - before - sum(sizes),
     }
 
 
-def raw(folder: Path) -> dict[str, Any]:
-    """Every byte of the weights read into one buffer and dropped."""
-    buffer, start = bytearray(BLOCK), time.perf_counter()
-    for file in sorted((folder / "transformer").glob("*.safetensors")):
+def raw(folder: Path) -> list[Any]:
+    """Every byte of the files in memory of its own, as they lie there."""
+    kept = []
+    for file in _files(folder):
+        kept.append(np.empty(file.stat().st_size, np.uint8))
         with open(file, "rb", buffering=0) as handle:
-            while handle.readinto(buffer):
-                pass
-    return {"raw_seconds": time.perf_counter() - start}
+            view, at = kept[-1].data, 0
+            while count := handle.readinto(view[at:]):
+                at += count
+    return kept
+
+
+def arrays(folder: Path) -> list[Any]:
+    """Every tensor as a NumPy array of its own, by our reader."""
+    from ports.safetensors_reader import Checkpoint
+
+    with Checkpoint(folder / "transformer") as reader:
+        return [np.array(reader.view(name)) for name in reader.names()]
+
+
+def from_pretrained(folder: Path) -> Any:
+    """diffusers' transformer in bfloat16, one byte of every page read: its weights may lie in the mapped files still."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    model = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.bfloat16)
+    for value in model.parameters():
+        value.detach().flatten().view(torch.uint8)[::4096].sum()
+    return model
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted((folder / "transformer").glob("*.safetensors"))
 
 
 def peak() -> int:
@@ -140,14 +154,68 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
-def in_a_folder(size: int) -> dict[str, Any]:
-    """`measure` in a folder that is then gone; TMPDIR says where."""
+def case(settings: Settings) -> list[Row]:
+    """Memory and throughput; TMPDIR says where the checkpoint is written."""
+    size = int((0.02 if settings.tiny else GIGABYTES) * 1e9)
     with tempfile.TemporaryDirectory() as name:
-        return measure(Path(name) / "model", size)
+        folder = Path(name) / "model"
+        written, used = write(folder, size), _child(folder)
+        try:
+            rows.need("torch", "diffusers")
+            peer = {"from_pretrained": lambda: _dropped(from_pretrained, folder)}
+            why = ""
+        except PeerMissing as error:
+            peer, why = {}, str(error)
+
+        def read():
+            return _dropped(raw, folder)
+
+        calls = {
+            "raw": read, "arrays": lambda: _dropped(arrays, folder), "load": lambda: _dropped(load, folder), **peer,
+            "control": read,
+        }  # fmt: skip
+        seconds = interleaved(calls, settings.pairs, warmup=1)
+    gigabytes, bar = written["checkpoint_bytes"] / 1e9, Bar(0.8, at_least=True)
+    title, shapes = f"loading {gigabytes:.2g} GB", {**written, "tensors_dtype": "bfloat16"}
+    rates = {f"{kind}_gb_s": round(gigabytes / float(np.median(took)), 3) for kind, took in seconds.items()}
+
+    def against(name, over, under, bar=None):
+        times = Paired(seconds[over], seconds[under], seconds["control"])
+        control = interval(seconds["control"] / seconds["raw"])
+        every = {key: listed(seconds[key]) for key in (under, over, "control")}
+        return rows.measured(
+            f"{title}: {name}",
+            times.ratio(),
+            settings.pairs,
+            bar,
+            control=control,
+            shapes=shapes,
+            witness=rates,
+            seconds=every,
+        )
+
+    return [
+        rows.number(
+            f"{title}: peak memory beyond the result / largest leaf", used["beyond_bytes"] / used["largest_bytes"],
+            Bar(1.2, at_least=False), shapes=shapes, witness=used,
+        ),
+        against("throughput of safetensors -> NumPy arrays / raw read", "arrays", "raw", bar),
+        against("throughput of safetensors -> jaxdiff.load's arrays / raw read", "load", "raw", bar),
+        rows.missing(f"{title}: from_pretrained / jaxdiff.load", why) if why
+        else against("from_pretrained / jaxdiff.load", "load", "from_pretrained"),
+    ]  # fmt: skip
+
+
+def _dropped(get: Callable[[Path], Any], folder: Path) -> float:
+    """Seconds until everything is there; what it takes to let go of it does not count."""
+    start = time.perf_counter()
+    found = get(folder)
+    took = time.perf_counter() - start
+    del found
+    return took
 
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    verb, place, *rest = sys.argv[1:]
-    verbs: dict[str, Callable[..., Any]] = {"write": write, "load": load, "raw": raw}
-    print(json.dumps(verbs[verb](Path(place), *map(int, rest))))
+    (place,) = sys.argv[1:]
+    print(json.dumps(memory(Path(place))))

@@ -3,10 +3,13 @@
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
 from typing import Any
 
 from jaxdiff.workdir import processor
+
+VERSIONS = ("jax", "jaxlib", "flax", "torch", "diffusers", "transformers", "scikit-learn", "numpy", "libtpu")
 
 
 def cores() -> int:
@@ -14,18 +17,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe(size: int = 2048) -> dict[str, Any]:
-    """CPU, cores, load, versions, and how fast torch's fp32 linear layer is here."""
-    import jax
+def describe(size: int = 2048, accelerator: bool = False) -> dict[str, Any]:
+    """CPU, cores, load, versions, how fast torch's fp32 linear layer is here, and the device.
 
+    Of an `accelerator` this process asks its driver, and takes none of its memory.
+    """
     return {
         "cpu": processor(),
         "cores": cores(),
         "load_average": list(os.getloadavg()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        **{name: _version(name) for name in ("jax", "flax", "torch", "diffusers", "numpy")},
+        "device": _graphics_card() if accelerator else _device(),
+        **{name: _version(name) for name in VERSIONS},
         "torch_linear_gflops": torch_linear_gflops(size),
     }
 
@@ -46,6 +50,21 @@ def torch_linear_gflops(size: int, repeats: int = 7) -> float | None:
             layer(x)
             best = min(best, time.perf_counter() - start)
     return round(2 * size**3 / best / 1e9, 1)
+
+
+def _device() -> str:
+    import jax
+
+    return jax.devices()[0].device_kind
+
+
+def _graphics_card() -> str:
+    """Name and driver of the first NVIDIA card."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return f"no NVIDIA card; {_device()}"
 
 
 def _version(name: str) -> str | None:

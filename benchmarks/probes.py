@@ -9,8 +9,9 @@ run, and their time is scaled by the number of sets:
   clips and rotated once a set to as many numbers as clips (which is exact for L2; a scaling for each fold would not share
   the rotation, so this problem is a little easier than ours), and each fold walks from strong to weak penalties, every
   fit starting from the last.
+- *torch L-BFGS*: torch's optimiser with a strong Wolfe line search on the same standardised features, float64.
 
-Both peers get, for every penalty, the loosest tolerance that reaches a relative objective gap of `GAP`. Ours is measured
+Peers get, for every penalty, the loosest tolerance that reaches a relative objective gap of `GAP`. Ours is measured
 against scikit-learn too, at a tolerance where nothing moves.
 """
 
@@ -23,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import RESAMPLES, Interval
+from benchmarks import rows
+from benchmarks.rows import PeerMissing, Row, Settings
+from benchmarks.timing import MIN_PAIRS, RESAMPLES, Bar, Interval, listed
 from jaxdiff.probes import PENALTIES, grouped_folds
 from jaxdiff.probes.solver import fit_all
 
@@ -46,6 +49,11 @@ class Grid:
     rounds: int = 4
 
 
+PEERS = {
+    "scikit-learn": Bar(25, at_least=True),
+    "scikit-learn, rotated, warm": Bar(10, at_least=True),
+    "torch L-BFGS": None,
+}
 TOY = Grid(sets=4, clips=40, features=64, repeats=1, folds=2, block=2, rounds=1)
 
 
@@ -141,10 +149,10 @@ def raw_peer(grid: Grid, index: int, tolerances: dict[float, float]) -> float:
     x, y, train = features(grid, index), labels(grid), masks(grid)
     _classifier()  # which imports scikit-learn
     start = time.perf_counter()
-    for rows in train:
-        z = standardised(x, rows)
+    for clips in train:
+        z = standardised(x, clips)
         for penalty, tolerance in tolerances.items():
-            _classifier(C=1 / penalty, tol=tolerance).fit(z, y[rows])
+            _classifier(C=1 / penalty, tol=tolerance).fit(z, y[clips])
     return time.perf_counter() - start
 
 
@@ -154,11 +162,59 @@ def warm_peer(grid: Grid, index: int, tolerances: dict[float, float]) -> float:
     _classifier()  # which imports scikit-learn
     start = time.perf_counter()
     z = rotated(x)
-    for rows in train:
-        own, told = z[rows], y[rows]
+    for clips in train:
+        own, told = z[clips], y[clips]
         model = _classifier(warm_start=True)
         for penalty, tolerance in tolerances.items():
             model.set_params(C=1 / penalty, tol=tolerance).fit(own, told)
+    return time.perf_counter() - start
+
+
+def torch_fit(z: np.ndarray, y: np.ndarray, penalty: float, tolerance: float) -> tuple[np.ndarray, float]:
+    """Weights and intercept by torch's L-BFGS; the tolerance is of the mean loss's gradient, as scikit-learn's."""
+    import torch
+
+    torch.set_num_threads(1)  # the processes share the cores
+    x, signs = torch.from_numpy(z), torch.from_numpy(np.where(y, 1.0, -1.0))
+    w = torch.zeros(z.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [w], max_iter=MOST, tolerance_grad=tolerance, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def loss():
+        optimiser.zero_grad()
+        margins = signs * (x @ w[:-1] + w[-1])
+        value = (torch.nn.functional.softplus(-margins).sum() + 0.5 * penalty * w[:-1] @ w[:-1]) / len(z)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    found = w.detach().numpy()
+    return found[:-1], float(found[-1])
+
+
+def loosest_torch(z: np.ndarray, y: np.ndarray, path: Sequence[float]) -> dict[float, float]:
+    """As `loosest`, for `torch_fit`."""
+    found = {}
+    for penalty in path:
+        least = minimum(z, y, penalty)
+        for tolerance in TOLERANCES:
+            if objective(z, y, penalty, *torch_fit(z, y, penalty, tolerance)) / least - 1 <= GAP / 2:
+                break
+        found[penalty] = tolerance
+    return found
+
+
+def torch_peer(grid: Grid, index: int, tolerances: dict[float, float]) -> float:
+    """Seconds that torch's L-BFGS takes for one set."""
+    import torch  # noqa: F401, so that its import is not timed
+
+    x, y, train = features(grid, index), labels(grid), masks(grid)
+    start = time.perf_counter()
+    for clips in train:
+        z = standardised(x, clips)
+        for penalty, tolerance in tolerances.items():
+            torch_fit(z, y[clips], penalty, tolerance)
     return time.perf_counter() - start
 
 
@@ -209,13 +265,14 @@ class Measured:
         return Interval(float(self.peers[peer].mean() / self.ours.mean()), float(low), float(high))
 
 
-def measure(grid: Grid) -> Measured:
-    """Time ours on the whole grid, and the peers on some of it in between.
+def measure(grid: Grid, names: Sequence[str] = tuple(PEERS)) -> Measured:
+    """Time ours on the whole grid, and the peers of these names on some of it in between.
 
     Raises
     ------
     AssertionError : a fit of ours is further than `GAP` from its minimum.
     """
+    rows.need("sklearn", "joblib")
     from joblib import Parallel, delayed, parallel_config
 
     y, train = labels(grid), masks(grid)
@@ -232,6 +289,10 @@ def measure(grid: Grid) -> Measured:
         "scikit-learn": functools.partial(raw_peer, tolerances=plain),
         "scikit-learn, rotated, warm": functools.partial(warm_peer, tolerances=warm),
     }
+    if "torch L-BFGS" in names:
+        told = loosest_torch(standardised(x, train[0]), y[train[0]], path)
+        peers["torch L-BFGS"] = functools.partial(torch_peer, tolerances=told)
+    peers = {name: peers[name] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     mine: list[float] = []
     starts = range(0, grid.sets, grid.block)
@@ -247,3 +308,38 @@ def measure(grid: Grid) -> Measured:
                     took = pool(delayed(peer)(grid, start + k) for k in range(PROCESSES))
                     seconds[name] += [one / PROCESSES for one in took]
     return Measured(np.array(mine), {name: np.array(s) for name, s in seconds.items()}, worst, grid.sets)
+
+
+def case(settings: Settings) -> list[Row]:
+    """The whole grid of probes once, against each peer on some of its sets."""
+    grid, absent = TOY if settings.tiny else Grid(), {}
+    try:
+        rows.need("torch")
+    except PeerMissing as error:
+        absent["torch L-BFGS"] = str(error)
+    found = measure(grid, [name for name in PEERS if name not in absent])
+    shapes = dataclasses.asdict(grid) | {"penalties": len(PENALTIES), "fits": fits(grid)}
+    gaps = dict(zip(map(str, PENALTIES), [float(f"{g:.1e}") for g in found.gaps], strict=True))
+    seconds = {"a_set_ours": listed(found.ours)}
+    out = [
+        rows.number(f"probes: {fits(grid):,} fits, ours", found.ours.mean() * grid.sets, unit="s", shapes=shapes,
+                    errors={"largest objective gap": max(gaps.values())}, witness={"gap_by_penalty": gaps}, seconds=seconds)
+    ]  # fmt: skip
+    for name, took in found.peers.items():
+        scaled = round(float(took.mean() * grid.sets), 1)
+        out.append(
+            rows.measured(
+                _title(name), found.ratio(name), MIN_PAIRS, PEERS[name], shapes=shapes,
+                witness={"peer_sets_timed": len(took), "peer_seconds_scaled_to_all_sets": scaled},
+                seconds=seconds | {"a_set_peer": listed(took)},
+            )
+        )  # fmt: skip
+    return out + [rows.missing(_title(name), why, PEERS[name]) for name, why in absent.items()]
+
+
+def _title(peer: str) -> str:
+    return f"probes: {peer} in {PROCESSES} processes / ours"
+
+
+def fits(grid: Grid) -> int:
+    return grid.sets * grid.repeats * grid.folds * len(PENALTIES)

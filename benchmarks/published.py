@@ -33,11 +33,13 @@ class Read(NamedTuple):
 
 @dataclasses.dataclass
 class BlockMeans:
-    """Forward hooks that keep each block's mean over video tokens, while `reading` is set."""
+    """Forward hooks on every block, while `reading` is set: they copy its video tokens to the CPU, as the released code does, or
+    (`pool`) keep only the tokens' mean, where the tokens are."""
 
     blocks: Sequence[Any]
+    pool: bool = False
     reading: bool = False
-    means: dict[int, Any] = dataclasses.field(default_factory=dict)
+    kept: dict[int, Any] = dataclasses.field(default_factory=dict)
 
     def __enter__(self) -> "BlockMeans":
         self._handles = [block.register_forward_hook(self._hook(i)) for i, block in enumerate(self.blocks)]
@@ -51,15 +53,16 @@ class BlockMeans:
         def keep(module, args, output):
             if self.reading:
                 video = output[0] if isinstance(output, tuple) else output  # CogVideoX: (video, text)
-                self.means[index] = video.float().mean(1)
+                self.kept[index] = video.float().mean(1) if self.pool else video.detach().to("cpu", copy=True)
 
         return keep
 
     def stacked(self):
-        """[blocks, B, D] of the last evaluation."""
+        """Means [blocks, B, D] of the last evaluation, on the CPU."""
         import torch
 
-        return torch.stack([self.means[i] for i in range(len(self.blocks))])
+        means = [self.kept[i] if self.pool else self.kept[i].float().mean(1) for i in range(len(self.blocks))]
+        return torch.stack(means).cpu()
 
 
 def wan(model, scheduler, latents: np.ndarray, text: np.ndarray, *, steps: int, at: Sequence[int]) -> Read:
@@ -144,9 +147,9 @@ def _walk(blocks, advance, state, steps: int, at):
 
 def peer(size: Size, steps: int, at: Sequence[int]) -> tuple[Pipeline, Callable[[], Read]]:
     """Our pipeline, and the published inversion of the same weights and inputs on diffusers."""
+    model, pipeline = twins(size)
     from diffusers import UniPCMultistepScheduler
 
-    model, pipeline = twins(size)
     scheduler = UniPCMultistepScheduler.from_config(SCHEDULER)
     latents, text = inputs(size)
     return pipeline, lambda: wan(model, scheduler, latents, text, steps=steps, at=at)

@@ -1,87 +1,127 @@
-"""Time jaxdiff against named peers and print a table; see benchmarks/README.md.
+"""Time jaxdiff against named peers and physical limits: a table, and json; see benchmarks/README.md.
 
-    python -m benchmarks.run --only=forward --pairs=30 --save
+    python -m benchmarks.run --suite=cpu --only=forward --pairs=30 --out=forward.json
 
 The exit code is 3 when a bar was missed.
 """
 
-import dataclasses
 import datetime
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
-RESULTS = Path(__file__).parent / "results"
-NAMES = (
-    "forward", "captures", "inversion", "published", "compile", "program", "loading", "demo", "probes", "guidance", "drift",
-)  # fmt: skip
+from benchmarks.rows import PeerMissing, Row, Settings, missing
+from benchmarks.suites import SUITES, case
+from benchmarks.timing import MIN_PAIRS
+
 BUSY = 0.5  # load average per core, before the first call, from which on times are not judged
 
-_ONLY = flags.DEFINE_list("only", None, f"Cases to run, of {', '.join(NAMES)}; default: all.")
-_PAIRS = flags.DEFINE_integer("pairs", 20, "Rounds of every comparison; fewer than 20 give no verdict.", lower_bound=1)
-_SAVE = flags.DEFINE_boolean("save", False, "Write benchmarks/results/DATE_CASE.json.")
+_SUITE = flags.DEFINE_enum("suite", "cpu", list(SUITES), "What to run.")
+_ONLY = flags.DEFINE_list(
+    "only", None, "Cases of the suite; default: all. " + str({k: list(v) for k, v in SUITES.items()})
+)
+_PAIRS = flags.DEFINE_integer(
+    "pairs", MIN_PAIRS, f"Rounds of every comparison; fewer than {MIN_PAIRS} give no verdict.", lower_bound=1
+)
+_OUT = flags.DEFINE_string("out", None, "File for the rows as json, written after every case.")
 _TINY = flags.DEFINE_boolean("tiny", False, "A toy size, to see that everything runs; gives no verdicts.")
+_BUDGET = flags.DEFINE_float("budget", Settings.budget, "Seconds that the suite gpu may take.")
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
-    names = _ONLY.value or NAMES
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise app.UsageError(f"--only: no case {unknown[0]!r}; there are {', '.join(NAMES)}")
-    if _TINY.value and _SAVE.value:
-        raise app.UsageError("--tiny times a toy; its numbers are not to be saved")
+    suite, names = _SUITE.value, _ONLY.value or list(SUITES[_SUITE.value])
+    if unknown := [name for name in names if name not in SUITES[suite]]:
+        raise app.UsageError(f"--only: {suite} has no case {unknown[0]!r}; there are {', '.join(SUITES[suite])}")
+    if suite != "gpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
     import jax
-    from rich.console import Console
-    from rich.table import Table
 
     # Compile times are of compiling.
     jax.config.update("jax_enable_compilation_cache", False)
 
-    from benchmarks import cases, machine, subject, timing
+    from benchmarks import machine
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    here = machine.describe(256 if _TINY.value else 2048)
-    console.print(
-        f"{here['cpu']}, {here['cores']} cores, load {here['load_average'][0]:.1f}; jax {here['jax']}, torch "
-        f"{here['torch']}, torch fp32 linear {here['torch_linear_gflops']} GFLOP/s",
-        highlight=False,
+    here = machine.describe(256 if _TINY.value else 2048, accelerator=suite == "gpu")
+    print(
+        f"{here['device']}, {here['cpu']}, {here['cores']} cores, load {here['load_average'][0]:.1f}; jax {here['jax']}, "
+        f"torch {here['torch']}, torch fp32 linear {here['torch_linear_gflops']} GFLOP/s",
+        flush=True,
     )
-    size = subject.TINY if _TINY.value else subject.MID
     # Other programs slow the two sides of a comparison unequally (OpenMP threads wait for one another), which the
     # A/A control cannot show: on a busy machine there are no verdicts on times.
-    busy = here["load_average"][0] > BUSY * here["cores"]
+    busy = suite != "gpu" and here["load_average"][0] > BUSY * here["cores"]
     if busy:
-        console.print("the machine is busy: times get no verdict", style="bold")
-    table = Table("case", "measured", "bar", "verdict", "A/A control")
-    witnesses = []
-    missed = False
+        print("the machine is busy: times get no verdict", flush=True)
+    settings = Settings(_PAIRS.value, _TINY.value, _BUDGET.value)
+    rows: list[Row] = []
     for name in names:
-        rows = cases.CASES[name](size, _PAIRS.value)
+        found = run_case(suite, name, settings)
         if _TINY.value:
-            rows = [dataclasses.replace(row, verdict="") for row in rows]
+            found = [row.unjudged() for row in found]
         elif busy:
-            rows = [dataclasses.replace(row, verdict=timing.UNDECIDED) if row.seconds else row for row in rows]
-        missed |= any(row.verdict == timing.MISSED for row in rows)
-        for row in rows:
-            table.add_row(row.name, row.measured, row.bar, row.verdict, row.control)
-            witnesses += [f"{row.name}: {key} {value}" for key, value in row.witness.items()]
-        if _SAVE.value:
-            _save(name, rows, here)
+            found = [row.unjudged() if row.seconds else row for row in found]
+        rows += found
+        if _OUT.value:
+            write(Path(_OUT.value), content(suite, names, settings, here, rows))
+    show(rows)
+    return 3 if any(row.met is False for row in rows) else 0
+
+
+def run_case(suite: str, name: str, settings: Settings) -> list[Row]:
+    """The rows of one case; of a peer that cannot be had, one that says so."""
+    try:
+        return list(case(suite, name)(settings))
+    except PeerMissing as error:
+        return [missing(name, str(error))]
+
+
+def content(
+    suite: str, names: Sequence[str], settings: Settings, here: dict[str, Any], rows: Sequence[Row]
+) -> dict[str, Any]:
+    """What is written."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "suite": suite,
+        "cases": list(names),
+        "tiny": settings.tiny,
+        "pairs": settings.pairs,
+        "machine": here,
+        "bars": [row.as_bar() for row in rows if row.bar is not None],
+        "missing": {row.name: row.missing for row in rows if row.missing},
+        "rows": [row.as_json() for row in rows],
+    }
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(path)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table, and below it the witnesses."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table("what", "measured", "bar", "verdict", "A/A control")
+    for row in rows:
+        bar, control = row.bar or "", row.control or ""
+        table.add_row(row.name, row.measured(), str(bar), row.verdict(), str(control))
     console.print(table)
-    console.print("\n".join(witnesses), highlight=False, soft_wrap=True, markup=False)
-    return 3 if missed else 0
-
-
-def _save(name: str, rows: list, here: dict) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    date = datetime.date.today().isoformat()
-    content = {"date": date, "case": name, "machine": here, "rows": [dataclasses.asdict(row) for row in rows]}
-    (RESULTS / f"{date}_{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    for row in rows:
+        for key, value in {**row.errors, **row.witness, **({"missing": row.missing} if row.missing else {})}.items():
+            console.print(f"{row.name}: {key} {value}", highlight=False, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

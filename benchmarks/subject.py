@@ -13,6 +13,7 @@ import numpy as np
 
 import jaxdiff
 from benchmarks.machine import cores
+from benchmarks.rows import Settings, need
 from jaxdiff.flow.schedule import Schedule
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan.family import Wan
@@ -36,6 +37,14 @@ class Size:
     config: WanTransformerConfig
     latents: tuple[int, ...]  # [B, T', H', W', C]
     text: tuple[int, ...]  # [B, N, text_dim]
+
+    def shapes(self) -> dict[str, Any]:
+        """For `Row.shapes`."""
+        c = self.config
+        return {
+            "latents": self.latents, "text": self.text, "tokens": self.tokens, "layers": c.num_layers,
+            "heads": c.num_attention_heads, "head_dim": c.attention_head_dim, "ffn_dim": c.ffn_dim,
+        }  # fmt: skip
 
     @property
     def tokens(self) -> int:
@@ -68,6 +77,11 @@ TINY = Size(
     (1, 2, 8, 8, 16),
     (1, 8, 16),
 )
+
+
+def size_of(settings: Settings) -> Size:
+    """The subject of the suite cpu."""
+    return TINY if settings.tiny else MID
 
 
 def inputs(size: Size) -> tuple[np.ndarray, np.ndarray]:
@@ -130,12 +144,19 @@ def products(size: Size) -> Callable[[], jax.Array]:
 
 def twins(size: Size) -> tuple[Any, Pipeline]:
     """diffusers' fp32 transformer, every tensor random, on all cores; and our pipeline loaded from the folder that it saved."""
+    need("torch", "diffusers")
+    from diffusers import WanTransformer3DModel
+
+    names = {field.name for field in dataclasses.fields(size.config)}
+    model = randomised(WanTransformer3DModel(**{name: getattr(size.config, name) for name in names}))
+    return model, loaded(model, "WanPipeline", SCHEDULER)
+
+
+def randomised(model: Any) -> Any:
+    """Every tensor of a torch model random, and torch on all cores."""
     import torch
-    from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 
     torch.set_num_threads(cores())
-    names = {field.name for field in dataclasses.fields(size.config)}
-    model = WanTransformer3DModel(**{name: getattr(size.config, name) for name in names}).eval()
     # Default initialisations hide differences: gains of exactly one, biases of zero.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -143,39 +164,53 @@ def twins(size: Size) -> tuple[Any, Pipeline]:
             noise = torch.randn(value.shape, generator=generator)
             fan_in = int(np.prod(value.shape[1:]))
             value.copy_(noise / fan_in**0.5 if value.ndim > 1 else value + 0.1 * noise)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    return model.eval()
+
+
+def loaded(model: Any, name: str, scheduler: dict[str, Any]) -> Pipeline:
+    """Our pipeline of a diffusers transformer, by way of the folder that it saves; `name` is the class of its pipeline."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         model.save_pretrained(folder / "transformer")
-        UniPCMultistepScheduler.from_config(SCHEDULER).save_pretrained(folder / "scheduler")
-        index = {
-            "_class_name": "WanPipeline",
-            "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-            "transformer": ["diffusers", "WanTransformer3DModel"],
-        }
-        (folder / "model_index.json").write_text(json.dumps(index))
+        write_index(folder, name, type(model).__name__, scheduler)
         pipeline = jaxdiff.load(folder, dtype=jax.numpy.float32)
         jax.block_until_ready(pipeline.transformer.params)
-    return model, pipeline
+    return pipeline
 
 
-def diffusers_peer(size: Size, timestep: float) -> tuple[Pipeline, Callable[[], Any], Callable[[Any], np.ndarray]]:
+def write_index(folder: Path, name: str, transformer: str, scheduler: dict[str, Any]) -> None:
+    """What a folder in the diffusers layout holds beside its transformer."""
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    index = {
+        "_class_name": name,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "transformer": ["diffusers", transformer],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def diffusers_peer(
+    size: Size, timestep: float
+) -> tuple[Pipeline, Any, Callable[..., Any], Callable[[Any], np.ndarray]]:
     """diffusers' eager fp32 transformer, and our pipeline of the same weights.
 
     Returns
     -------
     pipeline : ours
-    run : one forward of the peer, in inference mode, on all cores, its inputs ready as torch tensors
+    model : theirs
+    run : one forward of the peer, or of a model given to it, in inference mode, on all cores, its inputs ready as torch tensors
     to_numpy : the peer's output as [B, T', H', W', C]
     """
+    model, pipeline = twins(size)
     import torch
 
-    model, pipeline = twins(size)
     latents, text = map(torch.from_numpy, inputs(size))
     latents = latents.permute(0, 4, 1, 2, 3).contiguous()
     when = torch.full((size.latents[0],), timestep)
 
     @torch.inference_mode()
-    def run():
+    def run(model=model):
         return model(latents, when, text, return_dict=False)[0]
 
-    return pipeline, run, lambda output: output.permute(0, 2, 3, 4, 1).numpy()
+    return pipeline, model, run, lambda output: output.permute(0, 2, 3, 4, 1).numpy()

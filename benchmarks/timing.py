@@ -1,9 +1,9 @@
-"""Paired timing of two functions in one process, with an A/A control and a verdict against a bar."""
+"""Timing of functions against each other in one process, with an A/A control and a verdict against a bar."""
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,7 +11,8 @@ MIN_PAIRS = 20  # fewer give no verdict
 RESAMPLES = 4000
 SETTLE = 0.01  # seconds between calls, so that the other side's spinning threads are asleep again
 
-MET, UNDECIDED, MISSED = "met", "undecided", "missed"
+UNDECIDED: Literal["undecided"] = "undecided"
+Verdict = bool | Literal["undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +29,20 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """What a ratio must reach: at least `value`, or at most `value`."""
+    """What a number must reach: at least `value`, or at most `value`."""
 
     value: float
     at_least: bool
 
-    def verdict(self, ratio: Interval, pairs: int) -> str:
-        """Met if the whole interval is on the right side, missed if it is all on the wrong one."""
+    def holds(self, number: float) -> bool:
+        return number >= self.value if self.at_least else number <= self.value
+
+    def verdict(self, found: Interval, pairs: int) -> Verdict:
+        """True if the whole interval is on the right side, False if it is all on the wrong one."""
         if pairs < MIN_PAIRS:
             return UNDECIDED
-        right = (ratio.low >= self.value, ratio.high >= self.value)
-        if not self.at_least:
-            right = (ratio.high <= self.value, ratio.low <= self.value)
-        surely, perhaps = right
-        return MET if surely else UNDECIDED if perhaps else MISSED
+        low, high = self.holds(found.low), self.holds(found.high)
+        return low if low == high else UNDECIDED
 
     def __str__(self) -> str:
         return f"{'>=' if self.at_least else '<='} {self.value:g}"
@@ -63,45 +64,63 @@ class Paired:
         """A over A: what the machine does to two equal things."""
         return interval(self.control / self.a)
 
-    def as_json(self) -> dict[str, Any]:
-        return {name: [round(float(s), 6) for s in getattr(self, name)] for name in ("a", "b", "control")}
+    def as_json(self) -> dict[str, list[float]]:
+        return {name: listed(getattr(self, name)) for name in ("a", "b", "control")}
 
 
 def paired(a: Callable[[], Any], b: Callable[[], Any], pairs: int, *, warmup: int = 2) -> Paired:
-    """Time `a`, `b` and `a` again, `pairs` times.
+    """Time `a`, `b` and `a` again, `pairs` times; see `interleaved`."""
+    return Paired(**interleaved({"a": a, "b": b, "control": a}, pairs, warmup=warmup))
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, *, warmup: int = 2) -> dict[str, np.ndarray]:
+    """Seconds [rounds] of every call, all of them once a round.
 
     Parameters
     ----------
-    a, b : return when their work is done, device included.
-    pairs : rounds. The order inside a round rotates, so that no one always follows the same other.
+    calls : return when their work is done, device included. One that returns a float says itself how many seconds count.
+    rounds : the order inside a round rotates and turns over, so that no one always follows the same other.
     warmup : untimed calls of each first, which take the compilations.
 
     Raises
     ------
-    ValueError : `pairs` is below 1.
+    ValueError : `rounds` is below 1.
     """
-    if pairs < 1:
-        raise ValueError(f"pairs must be at least 1, got {pairs}")
+    if rounds < 1:
+        raise ValueError(f"there must be at least 1 round, got {rounds}")
     for _ in range(warmup):
-        a()
-        b()
-    names = ("a", "b", "control")
-    calls = {"a": a, "b": b, "control": a}
-    seconds = {name: np.zeros(pairs) for name in names}
-    for i in range(pairs):
-        # All six orders in turn: a rotation alone would let B always follow the same neighbour.
-        order = np.roll(names if i // 3 % 2 == 0 else names[::-1], i)
-        for name in map(str, order):
+        for call in dict.fromkeys(calls.values()):  # a control is the same function again
+            call()
+    names = tuple(calls)
+    seconds = {name: np.zeros(rounds) for name in names}
+    for i in range(rounds):
+        for name in map(str, np.roll(names if i // len(names) % 2 == 0 else names[::-1], i)):
             time.sleep(SETTLE)
             start = time.perf_counter()
-            calls[name]()
-            seconds[name][i] = time.perf_counter() - start
-    return Paired(**seconds)
+            own = calls[name]()
+            took = time.perf_counter() - start
+            seconds[name][i] = own if isinstance(own, float) else took
+    return seconds
 
 
 def interval(ratios: np.ndarray, seed: int = 0) -> Interval:
     """Median of `ratios` [pairs] and its percentile-bootstrap 95 % interval."""
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(ratios), size=(RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])
+    low, high = np.quantile(np.median(_resampled(ratios, seed), axis=1), [0.025, 0.975])
     return Interval(float(np.median(ratios)), float(low), float(high))
+
+
+def unpaired(numerator: np.ndarray, denominator: np.ndarray, seed: int = 0) -> Interval:
+    """Ratio of two medians measured in different processes, and its percentile-bootstrap 95 % interval."""
+    tops, bottoms = (np.median(_resampled(x, seed + i), axis=1) for i, x in enumerate((numerator, denominator)))
+    low, high = np.quantile(tops / bottoms, [0.025, 0.975])
+    return Interval(float(np.median(numerator) / np.median(denominator)), float(low), float(high))
+
+
+def listed(seconds: Any) -> list[float]:
+    """For json."""
+    return [round(float(s), 6) for s in seconds]
+
+
+def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return values[rng.integers(len(values), size=(RESAMPLES, len(values)))]
