@@ -292,7 +292,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8.0, crf: int
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf)})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # with more, equal frames do not always give equal files
+        stream.codec_context.thread_count = 1  # with more, equal frames often give other files
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
