@@ -289,10 +289,13 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8.0, crf: int
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf)})
+        # Equal frames give equal files. x264's macroblock tree does not: with AVX-512 it reads past rows of fewer than 16
+        # macroblocks, and what lies there decides.
+        options = {"crf": str(crf), "mbtree": "0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # with more, equal frames often give other files
+        stream.codec_context.thread_count = 1  # the file depends on how many there are
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

@@ -1,6 +1,8 @@
 """Reading clips: which frames, which pixels, and what happens to clips that cannot be read."""
 
+import os
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -259,6 +261,24 @@ def test_a_file_cut_behind_its_index_is_recognised(tmp_path):
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(MissingDataError, match=r"truncated: \d+ of the 12 frames"):
         video_info(tmp_path / "cut.mp4")
+
+
+WRITE = """
+import sys
+import numpy as np
+from jaxdiff.data.video import write_video
+pixels = np.random.default_rng(0).integers(0, 256, (17, 8, 8, 3), np.uint8)
+write_video(sys.argv[1], pixels.repeat(8, 1).repeat(8, 2))
+"""
+
+
+def test_equal_frames_give_equal_files_whatever_lies_in_fresh_memory(tmp_path):
+    files = []
+    for pattern in ("1", "200"):  # what glibc fills new memory with
+        file = tmp_path / f"{pattern}.mp4"
+        subprocess.run([sys.executable, "-c", WRITE, file], check=True, env=os.environ | {"MALLOC_PERTURB_": pattern})
+        files.append(file.read_bytes())
+    assert files[0] == files[1]
 
 
 def test_a_damaged_frame_in_the_middle_is_recognised(tmp_path):
