@@ -5,6 +5,7 @@
 #   make parity    live comparison with torch, diffusers and transformers
 #   make lint      format, lint, types          make bench   timings          make study   the full nano study
 #   make lamo      the ablation of LaMo on the nano model, into docs/results/lamo_nano
+#   make suite     the survey's systems on one nano backbone, into docs/results/physics_suite
 #   make chaos     20 small studies, killed at random moments and gone on with, into docs/results/chaos.json
 #   make env       only install                 make format  rewrite files    make clean   forget .venv and runs
 #
@@ -21,7 +22,7 @@ PIP := $(PY) -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 # torch comes first and alone, pinned: whatever satisfies the pin already (a CPU build, say) then stays.
 TORCH := torch==2.13.0
 
-.PHONY: env env-torch demo test long parity lint format bench study lamo chaos clean
+.PHONY: env env-torch demo test long parity lint format bench study lamo suite chaos clean
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.installed
@@ -93,6 +94,15 @@ lamo: env
 	$(PY) -m experiments.lamo_ablation --workdir=$(LAMO)
 	mkdir -p $(LAMO_RESULTS)
 	cp $(addprefix $(LAMO)/ablation/,report.html result.json clips.csv README.md) $(LAMO_RESULTS)
+
+# One backbone, seven ways to put physics into it, one table.
+SUITE := runs/physics_suite
+SUITE_RESULTS := docs/results/physics_suite
+
+suite: env
+	$(PY) -m experiments.physics_suite --config=nano --workdir=$(SUITE)
+	mkdir -p $(SUITE_RESULTS)
+	cp $(addprefix $(SUITE)/,report.html result.json clips.csv README.md) $(SUITE_RESULTS)
 
 chaos: env
 	$(PY) -m tests.chaos --workdir=runs/chaos

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import flops, rows
+from benchmarks import rows
 from benchmarks.depth import COGVIDEOX
 from benchmarks.rows import Row, Settings
 from benchmarks.timing import Bar
@@ -15,6 +15,7 @@ from jaxdiff.models.cogvideox.transformer import CogVideoXTransformer, CogVideoX
 from jaxdiff.models.lora import LoRA
 from jaxdiff.models.network import Network
 from jaxdiff.pipeline import Pipeline
+from jaxdiff.scaling.operations import products
 from jaxdiff.train.finetune import FineTuning, trainable, training_loss
 from ports.families import FAMILIES
 
@@ -22,8 +23,8 @@ SHAPE = (1, 13, 60, 90, 16)  # 49 frames of 480 x 720
 
 
 def operations(shape: tuple[int, ...] = SHAPE, config: Any = None) -> tuple[int, int]:
-    """Of the products of a training step of CogVideoX-5B (a LoRA, blocks recomputed), and of the drift loss with its gradient,
-    by XLA's cost analysis: it has no loops. Shapes only."""
+    """Of the products of a training step of CogVideoX-5B (a LoRA, all but attention recomputed), and of the drift loss with its
+    gradient, by XLA's cost analysis: it has no loops. Shapes only."""
     family = FAMILIES["CogVideoXPipeline"].drive
     network = Network.abstract(CogVideoXTransformer, config or CogVideoXTransformerConfig.cogvideox_5b(), jnp.bfloat16)
     tuning, drift = FineTuning(batch=shape[0], lora=LoRA(128, 64.0), prompt_dropout=0.0), DriftLoss()
@@ -40,7 +41,7 @@ def operations(shape: tuple[int, ...] = SHAPE, config: Any = None) -> tuple[int,
 
     alone = jax.jit(jax.value_and_grad(drift)).lower(latents, latents, jax.ShapeDtypeStruct(shape[:1], jnp.float32))
     cost = alone.cost_analysis() or {}
-    return flops.products(step, network, latents, text), int(cost["flops"])
+    return products(step, network, latents, text), int(cost["flops"])
 
 
 def case(settings: Settings) -> list[Row]:

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import families, flops, program, rows
+from benchmarks import families, program, rows
 from benchmarks.rows import PeerMissing, Row, Settings, compared
 from benchmarks.subject import diffusers_peer, forward, inputs, random_pipeline, size_of
 from benchmarks.subject import products as only_products
 from benchmarks.timing import Bar, paired
+from jaxdiff.scaling import operations
 
 TIMESTEP = 700.0
 TOLERANCE = 1e-4  # both are fp32 with sums in another order
@@ -93,7 +94,9 @@ def _family(name: str, twin: "families.Twin", settings: Settings) -> list[Row]:
         return jax.block_until_ready(twin.pipeline.denoise(twin.latents, when, twin.cond))
 
     errors = compared("output", ours(), twin.theirs(TIMESTEP), TOLERANCE)
-    witness = {"flops": flops.products(lambda p, x, c: p.denoise(x, when, c), twin.pipeline, twin.latents, twin.cond)}
+    witness = {
+        "flops": operations.products(lambda p, x, c: p.denoise(x, when, c), twin.pipeline, twin.latents, twin.cond)
+    }
     times = paired(ours, functools.partial(twin.run, TIMESTEP), settings.pairs)
     return [
         rows.ratio(

@@ -1,8 +1,10 @@
 """The suite gpu: ours and every peer on one NVIDIA card, each in a process of its own, and what comes of the two.
 
 Weights are random and made on the card; nothing is downloaded. A part (`PARTS`) is a process that measures and prints json; the
-cases below turn parts into rows. A part is started only if it should end within the suite's budget (`Settings.budget`), is
-ended when it does not, and is otherwise listed as missing. Ratios within a part are of interleaved calls. Those between two
+cases below turn parts into rows. A part prints what it has so far whenever it has measured something more, so that what fails or takes
+too long later costs no more than itself. One is started while half of what it should take is left of the suite's budget
+(`Settings.budget`), ended with the budget, and listed as missing otherwise. Those that came to their end are kept
+(`Settings.folder`), and are not run again. Ratios within a part are of interleaved calls. Those between two
 processes are of medians; every part measures the matmul ceiling among its own calls, and the ceiling of one process over that
 of the other stands beside the ratio as its control.
 """
@@ -26,15 +28,15 @@ from benchmarks.timing import MIN_PAIRS, Bar, Interval, Paired, interval, listed
 
 # Part -> module and about how many seconds it takes: estimates, none was ever measured.
 PARTS = {
-    "check": ("gpu_peers", 30),
-    "long": ("gpu_ours", 110),
-    "study": ("gpu_ours", 100),
+    "check": ("gpu_peers", 45),
+    "long": ("gpu_ours", 150),
+    "study": ("gpu_ours", 110),
     "eager": ("gpu_peers", 120),
-    "compiled": ("gpu_peers", 100),
-    "encode": ("gpu_ours", 50),
-    "probes": ("gpu_ours", 90),
-    "finetune": ("gpu_ours", 80),
-    "forward_14b": ("gpu_ours", 100),
+    "compiled": ("gpu_peers", 110),
+    "encode": ("gpu_ours", 60),
+    "probes": ("gpu_ours", 80),
+    "finetune": ("gpu_ours", 130),
+    "forward_14b": ("gpu_ours", 110),
 }
 PEAK = {"H100": 989e12, "H200": 989e12}  # bfloat16 operations a second, dense, by NVIDIA's data sheets
 CLIPS = 360  # of IntPhys dev
@@ -61,46 +63,57 @@ def part(name: str, settings: Settings) -> dict[str, Any]:
 
 @functools.cache
 def outcome(name: str, settings: Settings) -> dict[str, Any] | str:
-    """What a part measured, or why it did not."""
+    """What a part measured, or why it measured nothing."""
     module, takes = PARTS[name]
+    kept = None if settings.folder is None else Path(settings.folder) / f"{name}.json"
+    if kept is not None and kept.exists():
+        return json.loads(kept.read_text())
     left = settings.budget - (time.monotonic() - _STARTED)
-    if left < takes:
-        return f"out of time: {left:.0f} s are left and it takes about {takes} s; give it alone with --only"
+    if left < takes / 2:
+        return f"out of time: {left:.0f} s are left and it takes about {takes} s; run the same command again, or it with --only"
     try:
-        return run_part(module, name, settings, left)
+        found = run_part(module, name, settings, left)
     except PeerMissing as error:
         return str(error)
+    if kept is not None and not found.get("stopped"):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found))
+    return found
 
 
 def run_part(module: str, name: str, settings: Settings, timeout: float) -> dict[str, Any]:
-    """Run a part in a process of its own."""
+    """Run a part in a process of its own; what it printed last, and why it came to no end if it did not (`stopped`)."""
     command = [sys.executable, "-m", f"benchmarks.{module}", name, json.dumps(dataclasses.asdict(settings))]
     where = Path(__file__).parent.parent
+    # Of ours the step of a training is the largest, and needs more than the three quarters of a card that JAX would take.
+    env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", "PYTHONUNBUFFERED": "1", **os.environ}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, cwd=where, timeout=timeout, env=dict(os.environ)
-        )
-    except subprocess.TimeoutExpired:
-        raise PeerMissing(f"out of time: ended after {timeout:.0f} s") from None
-    if done.returncode:
-        raise PeerMissing(f"{module} {name} ended with {done.returncode}: {done.stderr.strip()[-1500:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    if "missing" in found:
-        raise PeerMissing(found["missing"])
+        done = subprocess.run(command, capture_output=True, check=False, cwd=where, timeout=timeout, env=env)
+        printed, errors, why = done.stdout, done.stderr, f"ended with {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        printed, errors, why = error.stdout or b"", b"", f"out of time: ended after {timeout:.0f} s"
+    told = [
+        line for line in printed.decode(errors="replace").splitlines() if line.startswith("{") and line.endswith("}")
+    ]
+    found = json.loads(told[-1]) if told else {}
+    if not found.pop("complete", False):
+        found["stopped"] = f"{module} {name} {why}: {errors.decode(errors='replace').strip()[-1500:]}".rstrip(": ")
+    if "missing" in found or set(found) == {"stopped"}:
+        raise PeerMissing(found.get("missing") or found["stopped"])
     return found
 
 
 def serve(parts: Mapping[str, Any], device: Callable[[], str]) -> None:
-    """The main program of a part: print what it measured on `device` as json; on a CPU only toys are."""
+    """The main program of a part: print as json what it has measured so far on `device`; on a CPU only toys are."""
     name, told = sys.argv[1:]
     settings = Settings(**json.loads(told))
     try:
         if not settings.tiny and device() == "cpu":
             raise PeerMissing("there is no accelerator here, or its library is not installed")
-        found = parts[name](settings)
+        found = parts[name](settings, lambda found: print(json.dumps(found), flush=True))
     except PeerMissing as error:
         found = {"missing": str(error)}
-    print(json.dumps(found))
+    print(json.dumps(found | {"complete": True}), flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------ cases
@@ -120,9 +133,9 @@ def long(settings: Settings) -> list[Row]:
     found = part("long", settings)
     return [
         of_ceiling("Wan 1.3B forward, 32,760 tokens, bf16 / matmul ceiling", found, found["forward"], 0.70),
+        rows.number("copy ceiling", found["copy_gb_s"], unit="GB/s", witness={"device": found["device"]}),
         reading("capture of all block means, 32,760 tokens: scan outputs / none", found, "means", 1.01),
         reading("exact frame attention maps, 32,760 tokens / none", found, "maps", 1.06),
-        rows.number("copy ceiling", found["copy_gb_s"], unit="GB/s", witness={"device": found["device"]}),
     ]
 
 
@@ -137,8 +150,10 @@ def study(settings: Settings) -> list[Row]:
             f"{name} / matmul ceiling", found, found["by_batch"][str(batch)], 0.60, seconds_a_clip_by_batch=by_batch
         ),
         reading(f"{name}: capture of all block means, scan outputs / none", found, "means", 1.01),
-        reading(f"{name}: capture of all block means, io_callback to a store / none", found, "streamed", 1.03),
         reading(f"{name}: exact frame attention maps / none", found, "maps", 1.06),
+        reading(
+            f"{name}: capture of all block means, io_callback to a store / none", found, "streamed", 1.03, "streaming"
+        ),
     ]
 
 
@@ -149,7 +164,7 @@ def peers(settings: Settings) -> list[Row]:
         ours = part(shape, settings)
         for mode, told, bar in (("cpu", "hooks + .cpu()", 3.0), ("pool", "hooks that pool on the GPU", 1.8)):
             name = f"diffusers eager + {told} / ours with captures, {tokens} tokens"
-            out.append(between(name, fastest(theirs[shape], mode), theirs, ours, bar))
+            out.append(between(name, theirs, shape, ours, bar, mode))
     return out
 
 
@@ -158,7 +173,7 @@ def compiled(settings: Settings) -> list[Row]:
     theirs, out = part("compiled", settings), []
     for shape, tokens in (("study", "5,376"), ("long", "32,760")):
         name = f"diffusers, fastest compiled recipe, no captures / ours with captures, {tokens} tokens"
-        out.append(between(name, fastest(theirs[shape]), theirs, part(shape, settings), 1.15))
+        out.append(between(name, theirs, shape, part(shape, settings), 1.15))
     return out
 
 
@@ -169,6 +184,8 @@ def projection(settings: Settings) -> list[Row]:
     and count nothing for it.
     """
     ours, theirs, encode, probes = (part(name, settings) for name in ("study", "eager", "encode", "probes"))
+    if "reads" not in ours or "means" not in ours["reads"]:
+        raise PeerMissing(lacking(ours, "means"))
     a_clip = float(np.median(encode["seconds"]["encode"]))
     probing = float(np.mean(probes["ours"])) * probes["sets"]
     one, other = per_clip(ours), theirs["study"]["1"]["cpu"]
@@ -211,8 +228,8 @@ def finetune(settings: Settings) -> list[Row]:
     witness = {
         "of_measured_ceiling": float(np.median(per_second / ceiling)),
         "over": "the measured ceiling" if peak is None else f"{peak / 1e12:.0f} TFLOP/s",
-        "remat": found["remat"],
         "device": found["device"],
+        **found["witness"],
     }
     return [
         rows.measured(
@@ -253,9 +270,16 @@ def of_ceiling(name: str, found: Mapping[str, Any], seconds: Mapping[str, Any], 
     )  # fmt: skip
 
 
-def reading(name: str, found: Mapping[str, Any], kind: str, bar: float) -> Row:
+def lacking(found: Mapping[str, Any], kind: str) -> str:
+    """Why a part has not measured something."""
+    return found.get("failed", {}).get(kind) or found.get("stopped") or "its part did not measure it"
+
+
+def reading(name: str, found: Mapping[str, Any], kind: str, bar: float, among: str = "reads") -> Row:
     """An inversion that reads over the same that does not."""
-    seconds = found["reads"]
+    seconds = found.get(among, {})
+    if kind not in seconds:
+        return rows.missing(name, lacking(found, kind), Bar(bar, at_least=False))
     times = Paired(*(np.array(seconds[key]) for key in ("none", kind, "control")))
     return rows.ratio(
         name, times, Bar(bar, at_least=False), shapes=found["shapes"], witness={"device": found["device"]}
@@ -278,9 +302,14 @@ def control(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> float:
     return theirs["ceiling_tflops"] / ours["ceiling_tflops"]
 
 
-def between(name: str, other: np.ndarray, theirs: Mapping[str, Any], ours: Mapping[str, Any], bar: float) -> Row:
-    """Theirs over ours, from two processes."""
-    mine, same = per_clip(ours), control(theirs, ours)
+def between(
+    name: str, theirs: Mapping[str, Any], shape: str, ours: Mapping[str, Any], bar: float, mode: str | None = None
+) -> Row:
+    """Theirs at a shape, by their fastest way, over ours, from two processes."""
+    for found, has in ((theirs, theirs.get(shape)), (ours, "means" in ours.get("reads", {}))):
+        if not has:
+            return rows.missing(name, lacking(found, "means"), Bar(bar, at_least=True))
+    other, mine, same = fastest(theirs[shape], mode), per_clip(ours), control(theirs, ours)
     seconds = {"a_clip_ours": listed(mine), "a_clip_theirs": listed(other)}
     repeats = min(len(mine), len(other))
     witness = {"ours": ours["device"], "theirs": theirs["device"], "versions": theirs["versions"]}

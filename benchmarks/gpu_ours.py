@@ -1,8 +1,9 @@
 """Parts of the suite gpu that are ours; `benchmarks.gpu` starts each in a process of its own."""
 
-import contextlib
+import collections
 import functools
 import itertools
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gpu_sizes, probes
+from benchmarks.gpu_sizes import LIMIT, Tell, untold
 from benchmarks.inversion import MAPS, MEANS
 from benchmarks.rows import Settings
 from benchmarks.subject import SCHEDULER, Size
@@ -30,51 +32,57 @@ from ports.wan_vae import vae_table
 CHAIN = 8  # products of one call of the ceiling
 
 
-def long(settings: Settings) -> dict[str, Any]:
+def long(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """Forward, captures and maps of Wan 1.3B at 32,760 tokens."""
     size = gpu_sizes.of("long", settings.tiny)
     pipeline = _pipeline(size)
     latents, text = _inputs(size)
-    forward = _against_ceiling(pipeline, latents, text, settings)
-    with _reads(pipeline, latents, text, 1, settings, stream=False) as calls:
-        reads = interleaved(calls, settings.pairs, warmup=1)
-    return _told(size, settings, steps=1, forward=_json(forward), reads=_json(reads), copy_gb_s=_copy_rate(settings))
+    found = _told(size, settings, steps=1, forward=_json(_against_ceiling(pipeline, latents, text, settings)))
+    found["copy_gb_s"] = _copy_rate(settings)
+    tell(found)
+    return found | _readings(pipeline, latents, text, 1, settings)
 
 
-def study(settings: Settings) -> dict[str, Any]:
+def study(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """Batches of Wan 1.3B at 5,376 tokens; then captures and maps at the batch that is fastest a clip."""
-    size, steps = gpu_sizes.of("study", settings.tiny), 4
-    pipeline, by_batch = _pipeline(size), {}
+    size, steps = gpu_sizes.of("study", settings.tiny), 2
+    pipeline, by_batch, found = _pipeline(size), {}, {}
     for batch in gpu_sizes.batches(settings.tiny):
         latents, text = _inputs(size, batch)
-        by_batch[batch] = _against_ceiling(pipeline, latents, text, settings)
-    best = min(by_batch, key=lambda batch: float(np.median(by_batch[batch]["forward"])) / batch)
-    latents, text = _inputs(size, best)
-    with _reads(pipeline, latents, text, steps, settings, stream=True) as calls:
-        reads = interleaved(calls, settings.pairs, warmup=1)
-    every = {str(batch): _json(seconds) for batch, seconds in by_batch.items()}
-    return _told(size, settings, steps=steps, best_batch=best, by_batch=every, reads=_json(reads))
+        by_batch[str(batch)] = _json(_against_ceiling(pipeline, latents, text, settings))
+        best = min(map(int, by_batch), key=lambda n: float(np.median(by_batch[str(n)]["forward"])) / n)
+        found = _told(size, settings, steps=steps, best_batch=best, by_batch=by_batch)
+        tell(found)
+    latents, text = _inputs(size, found["best_batch"])
+    found |= _readings(pipeline, latents, text, steps, settings)
+    tell(found)
+    # Last: a callback that waits for ever would end the part.
+    return found | _streaming(pipeline, latents, text, steps, settings)
 
 
-def forward_14b(settings: Settings) -> dict[str, Any]:
+def forward_14b(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """Forward of Wan 14B at 32,760 tokens."""
     size = gpu_sizes.of("forward_14b", settings.tiny)
     latents, text = _inputs(size)
-    return _told(size, settings, forward=_json(_against_ceiling(_pipeline(size), latents, text, settings)))
+    seconds = _against_ceiling(_pipeline(size), latents, text, settings, twice=False)
+    return _told(size, settings, forward=_json(seconds))
 
 
-def encode(settings: Settings) -> dict[str, Any]:
+def encode(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """Wan's VAE on one clip of the study."""
     config, shape = gpu_sizes.video(settings.tiny)
     nothing = Network(WanTransformer, gpu_sizes.of("study", settings.tiny).config, {})
     pipeline = Pipeline(nothing, Wan(), Schedule.from_config(SCHEDULER), _random(WanVAE, config, vae_table))
     video = jax.random.uniform(jax.random.key(2), shape, jnp.float32, -1, 1)
-    seconds = interleaved({"encode": lambda: jax.block_until_ready(pipeline.encode(video))}, settings.pairs)
+    seconds = interleaved(
+        {"encode": lambda: jax.block_until_ready(pipeline.encode(video))}, settings.pairs, limit=LIMIT
+    )
     return {"device": _device(), "shapes": {"video": shape}, "seconds": _json(seconds)}
 
 
-def finetune(settings: Settings) -> dict[str, Any]:
-    """Steps of fine-tuning all weights: float32 weights, optimiser and average beside bfloat16 products, blocks recomputed."""
+def finetune(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
+    """Steps of fine-tuning all weights: float32 weights, optimiser and average beside bfloat16 products, all but attention
+    recomputed."""
     from jaxdiff.train.finetune import FineTuning, trainable, training_loss
     from jaxdiff.train.loop import TrainState, update
 
@@ -86,23 +94,28 @@ def finetune(settings: Settings) -> dict[str, Any]:
     state = TrainState.create(params, recipe)
     latents, text = _inputs(size)
     del pipeline, params
-    step, numbers = jax.jit(update(loss, recipe), donate_argnums=0), itertools.count()
+    lowered = jax.jit(update(loss, recipe), donate_argnums=0).lower(
+        state, (frozen, None), (jnp.int32(0), (latents, text, None))
+    )
+    step, made = lowered.compile(), 0
+    memory: Any = step.memory_analysis()
 
     def once():
-        nonlocal state
-        state, metrics = step(state, (frozen, None), (next(numbers), (latents, text, None)))
+        nonlocal state, made
+        state, metrics = step(state, (frozen, None), (jnp.int32(made), (latents, text, None)))
         jax.block_until_ready(metrics)
+        made += 1
 
-    seconds = interleaved({"ceiling": _ceiling(settings), "step": once}, settings.pairs)
-    if int(state.step) != settings.pairs + 2:
-        raise AssertionError(
-            f"{settings.pairs + 2} steps were made, but the state says {int(state.step)}: one was not finite"
-        )
-    told = "every block is recomputed in the backward pass, its attention too"
-    return _told(size, settings, seconds=_json(seconds), remat=told) | {"flops": 3 * size.flops()}
+    seconds = interleaved({"ceiling": _ceiling(settings), "step": once}, settings.pairs, limit=LIMIT)
+    if int(state.step) != made:
+        raise AssertionError(f"{made} steps were made, but the state says {int(state.step)}: one was not finite")
+    kernels = collections.Counter(re.findall(r"@__(cudnn\$fmha\w*)", lowered.as_text()))  # in loops they stand once
+    temporary = round(memory.temp_size_in_bytes / 1e9, 2)
+    witness = {"remat": config.remat, "temporary_gb": temporary, "attention_kernels": kernels}
+    return _told(size, settings, seconds=_json(seconds), witness=witness) | {"flops": 3 * size.flops()}
 
 
-def grid(settings: Settings) -> dict[str, Any]:
+def grid(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """Probes on the card, and scikit-learn in processes on the host."""
     shape = probes.TOY if settings.tiny else probes.Grid(rounds=2)
     found = probes.measure(shape, ["scikit-learn"])
@@ -116,7 +129,7 @@ def grid(settings: Settings) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "long": long,
     "study": study,
     "forward_14b": forward_14b,
@@ -154,15 +167,15 @@ def _inputs(size: Size, batch: int = 1) -> tuple[jax.Array, jax.Array]:
     return one, other
 
 
-def _against_ceiling(pipeline, latents, text, settings: Settings) -> dict[str, np.ndarray]:
-    """Seconds of the ceiling's products and of the forward, interleaved, the forward twice."""
+def _against_ceiling(pipeline, latents, text, settings: Settings, twice: bool = True) -> dict[str, np.ndarray]:
+    """Seconds of the ceiling's products and of the forward, interleaved, the forward `twice` for its control."""
     when = jnp.full(latents.shape[0], 700.0, jnp.float32)
 
     def forward():
         jax.block_until_ready(pipeline.denoise(latents, when, text))
 
-    calls = {"ceiling": _ceiling(settings), "forward": forward, "control": forward}
-    return interleaved(calls, settings.pairs)
+    calls = {"ceiling": _ceiling(settings), "forward": forward} | ({"control": forward} if twice else {})
+    return interleaved(calls, settings.pairs, limit=LIMIT)
 
 
 @functools.cache
@@ -187,22 +200,27 @@ def _copy_rate(settings: Settings) -> float:
     return float(2 * x.nbytes / np.median(seconds["copy"]) / 1e9)
 
 
-@contextlib.contextmanager
-def _reads(pipeline, latents, text, steps: int, settings: Settings, stream: bool) -> Iterator[dict[str, Callable]]:
-    """Inversions that read nothing, block means, frame maps, and with `stream` means handed to a store while they run."""
+def _readings(pipeline, latents, text, steps: int, settings: Settings) -> dict[str, Any]:
+    """Seconds of inversions that read nothing, block means, and frame maps; and what of these does not work here."""
 
-    def run(taps, **sink):
-        return jax.block_until_ready(invert(pipeline, latents, text, steps=steps, taps=taps, **sink))
+    def run(taps):
+        return lambda: _done(jax.block_until_ready(invert(pipeline, latents, text, steps=steps, taps=taps)))
 
-    calls = {
-        "none": (none := lambda: _done(run(()))),
-        "means": lambda: _done(run(MEANS)),
-        "maps": lambda: _done(run(MAPS)),
-        "control": none,
-    }
-    if not stream:
-        yield calls
-        return
+    calls, failed = {"none": (none := run(()))}, {}
+    none()
+    for name, taps in (("means", MEANS), ("maps", MAPS)):
+        try:
+            calls[name] = run(taps)
+            calls[name]()
+        except Exception as error:  # a kernel that refuses these shapes; the other readings are not to be lost with it
+            del calls[name]
+            failed[name] = f"{type(error).__name__}: {error}"[:1000]
+    reads = interleaved(calls | {"control": none}, settings.pairs, warmup=0, limit=LIMIT)
+    return {"reads": _json(reads), "failed": failed}
+
+
+def _streaming(pipeline, latents, text, steps: int, settings: Settings) -> dict[str, Any]:
+    """Seconds of inversions that read nothing, and that hand block means to a store while they run."""
     batch = latents.shape[0]
     shapes = pipeline.tap_shapes(MEANS, latents.shape)
     specs = {name: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype) for name, x in shapes.items()}
@@ -211,12 +229,16 @@ def _reads(pipeline, latents, text, steps: int, settings: Settings, stream: bool
         clips = batch * (settings.pairs + 1)
         with ActivationStore.create(Path(folder) / "store", clips=clips, slots=steps, specs=specs) as store:
 
+            def none():
+                jax.block_until_ready(invert(pipeline, latents, text, steps=steps))
+
             def streamed():
                 ids = np.arange(batch) + next(counted)
-                run(MEANS, sink=store.sink(ids))
+                jax.block_until_ready(invert(pipeline, latents, text, steps=steps, taps=MEANS, sink=store.sink(ids)))
                 store.finish(ids)
 
-            yield calls | {"streamed": streamed}
+            calls = {"none": none, "streamed": streamed, "control": none}
+            return {"streaming": _json(interleaved(calls, settings.pairs, warmup=1, limit=LIMIT))}
 
 
 def _done(_: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu_sizes
+from benchmarks.gpu_sizes import Tell, untold
 from benchmarks.published import BlockMeans
 from benchmarks.rows import PeerMissing, Settings, compared, need
 from benchmarks.subject import TINY, Size
@@ -18,7 +19,7 @@ BACKENDS = ("native", "_native_cudnn")  # diffusers' names: what torch chooses b
 Seconds = dict[str, dict[str, dict[str, np.ndarray]]]  # shape -> batch, or recipe and batch -> call
 
 
-def check(settings: Settings) -> dict[str, Any]:
+def check(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """One forward of twins with the same float32 weights: the output, and what hooks and taps read."""
     need("torch", "diffusers")
     import os
@@ -49,12 +50,12 @@ def check(settings: Settings) -> dict[str, Any]:
     return {"errors": errors, "device": _name(), "versions": _versions()}
 
 
-def eager(settings: Settings) -> dict[str, Any]:
+def eager(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """Forwards with no hooks, with hooks that copy tokens to the CPU, and with hooks that pool where the tokens are."""
     need("torch", "diffusers")
     ceiling = _ceiling(settings)
     found: Seconds = {}
-    for shape, batches in (("study", gpu_sizes.batches(settings.tiny)[::2]), ("long", (1,))):
+    for shape, batches in (("study", gpu_sizes.batches(settings.tiny)), ("long", (1,))):
         size = gpu_sizes.of(shape, settings.tiny)
         model = _model(size)
         found[shape] = {}
@@ -62,13 +63,13 @@ def eager(settings: Settings) -> dict[str, Any]:
             run = _forward(model, size, batch)
             calls = {
                 "ceiling": ceiling, "none": run, "cpu": _reading(model, run, False), "pool": _reading(model, run, True),
-                "control": run,
             }  # fmt: skip
-            found[shape][str(batch)] = interleaved(calls, settings.pairs, warmup=1)
+            found[shape][str(batch)] = interleaved(calls, settings.pairs, warmup=1, limit=gpu_sizes.LIMIT)
+            tell(_told(settings, found))
     return _told(settings, found)
 
 
-def compiled(settings: Settings) -> dict[str, Any]:
+def compiled(settings: Settings, tell: Tell = untold) -> dict[str, Any]:
     """Forwards by torch.compile, block by block as diffusers advises, for each of its attention backends that works here."""
     need("torch", "diffusers")
     import torch
@@ -76,7 +77,12 @@ def compiled(settings: Settings) -> dict[str, Any]:
     ceiling = _ceiling(settings)
     found: Seconds = {}
     failed: dict[str, str] = {}
-    for shape, batches in (("study", gpu_sizes.batches(settings.tiny)[::2]), ("long", (1,))):
+
+    def forwards() -> dict[str, Any]:
+        told = _told(settings, found) | {"failed": failed}
+        return told | {shape: {way: s["forward"] for way, s in told[shape].items()} for shape in found if found[shape]}
+
+    for shape, batches in (("study", gpu_sizes.batches(settings.tiny)), ("long", (1,))):
         size = gpu_sizes.of(shape, settings.tiny)
         found[shape] = {}
         for backend in BACKENDS:
@@ -87,17 +93,17 @@ def compiled(settings: Settings) -> dict[str, Any]:
                 model.compile_repeated_blocks(fullgraph=True, dynamic=False)
                 for batch in batches:
                     calls = {"ceiling": ceiling, "forward": _forward(model, size, batch)}
-                    seconds = interleaved(calls, settings.pairs, warmup=2)
+                    seconds = interleaved(calls, settings.pairs, warmup=2, limit=gpu_sizes.LIMIT)
                     found[shape][f"{backend} {batch}"] = seconds
+                    tell(forwards())
             except Exception as error:  # a backend that is not built in, a graph that breaks
                 failed[f"{shape} {backend}"] = str(error).strip()[:500]
-        if not found[shape]:
+        if not any(found.values()):
             raise PeerMissing(f"no compiled recipe works: {failed}")
-    told = _told(settings, found) | {"failed": failed}
-    return told | {shape: {way: s["forward"] for way, s in told[shape].items()} for shape in found}
+    return forwards()
 
 
-PARTS: dict[str, Callable[[Settings], dict[str, Any]]] = {"check": check, "eager": eager, "compiled": compiled}
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {"check": check, "eager": eager, "compiled": compiled}
 
 # ------------------------------------------------------------------------------------------------------ inside
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks import flops, rows
+from benchmarks import rows
 from benchmarks.depth import COGVIDEOX
 from benchmarks.rows import Row, Settings
 from benchmarks.timing import Bar, paired
@@ -16,6 +16,7 @@ from jaxdiff.lamo import MotionField, MotionFieldConfig, MotionGuidance
 from jaxdiff.models.cogvideox.transformer import CogVideoXTransformer, CogVideoXTransformerConfig
 from jaxdiff.models.network import Network
 from jaxdiff.pipeline import Pipeline, load
+from jaxdiff.scaling.operations import products
 from ports.families import FAMILIES
 
 SHAPE = (1, 13, 60, 90, 16)  # 49 frames of 480 x 720
@@ -37,7 +38,7 @@ def operations() -> tuple[int, int]:
         run = sample(pipeline, latents, text, guidance_scale=6.0, negative=0 * text, steps=1, guide=guide)
         return run.latents
 
-    return tuple(flops.products(step, pipeline, f, latents, text) for f in (None, field))  # type: ignore[return-value]
+    return tuple(products(step, pipeline, f, latents, text) for f in (None, field))  # type: ignore[return-value]
 
 
 def nano(batch: int = 8) -> tuple[Callable, Callable]:

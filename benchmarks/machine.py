@@ -64,7 +64,7 @@ def _graphics_card() -> str:
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
     except (OSError, subprocess.CalledProcessError, IndexError):
-        return f"no NVIDIA card; {_device()}"
+        return "no NVIDIA card that nvidia-smi knows"
 
 
 def _version(name: str) -> str | None:

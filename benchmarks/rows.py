@@ -13,11 +13,12 @@ from benchmarks.timing import MIN_PAIRS, UNDECIDED, Bar, Interval, Paired, Verdi
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How much is done: `pairs` rounds of every comparison; `tiny` is a toy, to see that everything runs; the suite gpu starts
-    nothing that would end after `budget` seconds."""
+    nothing after `budget` seconds, and keeps what its parts measured in `folder`."""
 
     pairs: int = MIN_PAIRS
     tiny: bool = False
     budget: float = 540.0
+    folder: str | None = None
 
 
 class PeerMissing(Exception):

@@ -2,13 +2,14 @@
 
     python -m benchmarks.run --suite=cpu --only=forward --pairs=30 --out=forward.json
 
-The exit code is 3 when a bar was missed.
+The exit code is 1 when a case failed, and 3 when a bar was missed.
 """
 
 import datetime
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from benchmarks.rows import PeerMissing, Row, Settings, missing
 from benchmarks.suites import SUITES, case
 from benchmarks.timing import MIN_PAIRS
 
+FAILED = "failed: "  # how the reason of a case begins that came to no end
 BUSY = 0.5  # load average per core, before the first call, from which on times are not judged
 
 _SUITE = flags.DEFINE_enum("suite", "cpu", list(SUITES), "What to run.")
@@ -30,7 +32,11 @@ _PAIRS = flags.DEFINE_integer(
 )
 _OUT = flags.DEFINE_string("out", None, "File for the rows as json, written after every case.")
 _TINY = flags.DEFINE_boolean("tiny", False, "A toy size, to see that everything runs; gives no verdicts.")
-_BUDGET = flags.DEFINE_float("budget", Settings.budget, "Seconds that the suite gpu may take.")
+_BUDGET = flags.DEFINE_float(
+    "budget",
+    Settings.budget,
+    "Seconds that the suite gpu may take; the same command again measures what is missing then.",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -60,7 +66,8 @@ def main(argv: list[str]) -> int:
     busy = suite != "gpu" and here["load_average"][0] > BUSY * here["cores"]
     if busy:
         print("the machine is busy: times get no verdict", flush=True)
-    settings = Settings(_PAIRS.value, _TINY.value, _BUDGET.value)
+    folder = f"{_OUT.value}.parts" if suite == "gpu" and _OUT.value else None
+    settings = Settings(_PAIRS.value, _TINY.value, _BUDGET.value, folder)
     rows: list[Row] = []
     for name in names:
         found = run_case(suite, name, settings)
@@ -72,15 +79,20 @@ def main(argv: list[str]) -> int:
         if _OUT.value:
             write(Path(_OUT.value), content(suite, names, settings, here, rows))
     show(rows)
+    if any(row.missing.startswith(FAILED) for row in rows):
+        return 1
     return 3 if any(row.met is False for row in rows) else 0
 
 
 def run_case(suite: str, name: str, settings: Settings) -> list[Row]:
-    """The rows of one case; of a peer that cannot be had, one that says so."""
+    """The rows of one case; of a peer that cannot be had, or a case that fails, one that says so."""
     try:
         return list(case(suite, name)(settings))
     except PeerMissing as error:
         return [missing(name, str(error))]
+    except Exception as error:  # the other cases are not to be lost with it
+        traceback.print_exc()
+        return [missing(name, f"{FAILED}{type(error).__name__}: {error}"[:2000])]
 
 
 def content(

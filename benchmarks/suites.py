@@ -35,15 +35,15 @@ SUITES: dict[str, dict[str, str]] = {
         "study": "gpu:study",
         "peers": "gpu:peers",
         "compiled": "gpu:compiled",
-        "projection": "gpu:projection",
-        "probes": "gpu:probes",
         "finetune": "gpu:finetune",
         "forward_14b": "gpu:forward_14b",
+        "probes": "gpu:probes",
+        "projection": "gpu:projection",
     },
     "tpu_aot": {"kernels": "tpu_aot:case"},
     "probes": {"probes": "probes:case"},
     "loading": {"loading": "loading:case"},
-    "store": {"store": "storing:case"},
+    "store": {"store": "storing:case", "devices": "feeding:case"},
     "compile": {"depth": "depth:case", "start": "starting:case"},
 }
 

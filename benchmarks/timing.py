@@ -1,6 +1,7 @@
 """Timing of functions against each other in one process, with an A/A control and a verdict against a bar."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -73,7 +74,9 @@ def paired(a: Callable[[], Any], b: Callable[[], Any], pairs: int, *, warmup: in
     return Paired(**interleaved({"a": a, "b": b, "control": a}, pairs, warmup=warmup))
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, *, warmup: int = 2) -> dict[str, np.ndarray]:
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, *, warmup: int = 2, limit: float = math.inf
+) -> dict[str, np.ndarray]:
     """Seconds [rounds] of every call, all of them once a round.
 
     Parameters
@@ -81,6 +84,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, *, warmup: 
     calls : return when their work is done, device included. One that returns a float says itself how many seconds count.
     rounds : the order inside a round rotates and turns over, so that no one always follows the same other.
     warmup : untimed calls of each first, which take the compilations.
+    limit : seconds after which no further round starts.
 
     Raises
     ------
@@ -93,7 +97,10 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, *, warmup: 
             call()
     names = tuple(calls)
     seconds = {name: np.zeros(rounds) for name in names}
+    started = time.perf_counter()
     for i in range(rounds):
+        if i and time.perf_counter() - started > limit:
+            return {name: values[:i] for name, values in seconds.items()}
         for name in map(str, np.roll(names if i // len(names) % 2 == 0 else names[::-1], i)):
             time.sleep(SETTLE)
             start = time.perf_counter()

@@ -26,10 +26,14 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from experiments._flags import define, parse, unknown
-from jaxdiff.errors import JaxdiffError, MissingDataError, Resumable
+from jaxdiff.errors import ConfigError, JaxdiffError, MissingDataError, Resumable
 
 flags.disclaim_key_flags()
 
+ONE_DEVICE = (
+    "there is no --mesh here: this fits and trains on one device, and samples, where it does, on all of this process. Binaries for "
+    "large networks take one: study, invert, fidelity, intervene, generate, encode_latents, finetune, train_motion_field and control"
+)
 GOES_ON = "Nothing already stored is lost; the same command goes on from there."
 
 
@@ -80,6 +84,8 @@ def run_binary(
         try:
             rest = flags.FLAGS(argv)
         except flags.UnrecognizedFlagError as error:
+            if error.flagname == "mesh":
+                _stop(ConfigError(ONE_DEVICE))
             _stop(unknown("flag", f"--{error.flagname}", [f"--{n}" for n in names + common]))
         except flags.Error as error:
             _block(str(error))

@@ -40,7 +40,9 @@ class Config:
     size: tuple[int, ...] = setting((), "Height,width of a clip in pixels; default: the model's published ones.")
     rank: int = setting(128, "Of finetune_lora.")
     steps: int = setting(100, "Of invert and sample.")
-    remat: bool = setting(True, "Recompute blocks in the backward pass.")
+    remat: Literal["none", "block", "all_but_attention"] = setting(
+        "all_but_attention", "What the backward pass recomputes instead of keeping it."
+    )
 
     def __post_init__(self):
         if self.search and self.mesh != "auto":

@@ -46,7 +46,9 @@ class Config:
     prompt_dropout: float | None = setting(None, "Share of clips that are told the empty prompt.")
     control_dropout: float = setting(0.05, "Share of clips that are told an empty mask.")
     logit_mean: float | None = setting(None, "Of flow models: centre of the noise levels, sigmoid(mean + normal).")
-    remat: bool = setting(True, "Recompute each block in the backward pass instead of keeping its activations.")
+    remat: Literal["none", "block", "all_but_attention"] = setting(
+        "all_but_attention", "What the backward pass recomputes instead of keeping it."
+    )
     sampling_steps: int | None = setting(None, "Steps of the solver.")
     guidance_scale: float | None = setting(None, "Of the classifier-free guidance by the prompt; 1 turns it off.")
     clips_per_device: int | None = setting(None, "Held-out clips that a device samples at once.")

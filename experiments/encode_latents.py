@@ -6,7 +6,7 @@
 
 writes `store/` (zarr, see `jaxdiff.store.LatentStore`). `--captions` is a csv with the columns video,caption, or finetrainers'
 prompts.txt beside videos.txt. Clips and captions are checked before the model is loaded. Interrupted, the same command goes
-on where it stopped.
+on where it stopped. With --distributed each of several processes encodes its share of the clips.
 """
 
 import dataclasses
@@ -37,7 +37,9 @@ class Config:
     seed: int = setting(0, "Seed of generated clips; 0 are those that the nano model was trained on.")
     structure: str = setting("plausible", "Of generated clips: plausible, or independent.")
     batch: int = setting(1, "Clips that a device encodes at once.")
-    mesh: str = setting("auto", "Devices, as data=4, or auto: all of them.")
+    mesh: str = setting(
+        "auto", "Devices of a process, as data=4, or auto: all of them. Whatever the axes, each takes clips."
+    )
     dtype: str = setting("float32", "float32 or bfloat16, of the numbers on disk; bfloat16 takes half the space.")
     skip_bad_clips: bool = setting(False, "Leave out clips that cannot be read or are too short, and list them.")
 
@@ -51,11 +53,12 @@ class Config:
 def run(config: Config, workdir: Path) -> None:
     """Check, load, encode."""
     from experiments._training import opened_encoder
-    from jaxdiff.mesh import parse_mesh
+    from jaxdiff.mesh import working_on
+    from jaxdiff.processes import is_first, meet
     from jaxdiff.train.latents import embedder, encode_clips, find_clips
 
-    mesh = parse_mesh(config.mesh)
-    with Workdir(workdir, {**dataclasses.asdict(config), "mesh": None}) as work:
+    given = {**dataclasses.asdict(config), "mesh": None}
+    with working_on(config.mesh) as mesh, Workdir(workdir, given, primary=is_first()) as work:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
@@ -73,10 +76,12 @@ def run(config: Config, workdir: Path) -> None:
         header = dataclasses.asdict(store.header)
         work.write_result({"headline": {}, "header": header, "skipped": store.skipped, "gigabytes": store.nbytes / 1e9})
         work.finish(("result.json",))
-    print(
-        f"{len(store)} clips of {store.header.latent_shape} latents, {len(store.skipped)} left out -> {workdir / 'store'}"
-    )
+    meet("written")
+    if is_first():
+        print(
+            f"{len(store)} clips of {store.header.latent_shape} latents, {len(store.skipped)} left out -> {workdir / 'store'}"
+        )
 
 
 if __name__ == "__main__":
-    run_binary(run, Config)
+    run_binary(run, Config, distributed=True)

@@ -7,7 +7,8 @@
 writes `lora/pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` and `jaxdiff.load(folder, lora=...)` read,
 or with `--tune=full` the folder `pipeline/`, which both open. `--latents` is what `experiments.encode_latents` wrote, or
 `world`: the generated clips that the nano model was trained on. Interrupted, the same command goes on from its newest
-checkpoint to the same bits. All that does not fit is said before the weights are read.
+checkpoint to the same bits. All that does not fit is said before the weights are read. With --distributed the mesh is of the
+devices of all processes.
 """
 
 import dataclasses
@@ -70,7 +71,9 @@ class Config:
     ema: float | None = setting(None, "Decay of the average of the weights, which is what is written.")
     prompt_dropout: float | None = setting(None, "Share of clips that are told the empty prompt.")
     logit_mean: float | None = setting(None, "Of flow models: centre of the noise levels, sigmoid(mean + normal).")
-    remat: bool = setting(True, "Recompute each block in the backward pass instead of keeping its activations.")
+    remat: Literal["none", "block", "all_but_attention"] = setting(
+        "all_but_attention", "What the backward pass recomputes instead of keeping it."
+    )
     drift_weight: float = setting(0.4, "Weight of the drift loss.")
     drift_lag: int = setting(2, "Latent frames between the two that are compared (the paper's ablation: 1).")
     drift_floor: float = setting(1e-6, "Added to the true drift's size, by which the loss is divided.")
@@ -79,7 +82,9 @@ class Config:
     drift_skip_first: bool = setting(False, "Leave out the pair of the first latent frame, which stands for one frame.")
     clips: int = setting(16384, "Generated clips of --latents=world, encoded once before the first step.")
     seed: int = setting(0, "Seed of the LoRA's start, the order of the clips, noise, and generated clips.")
-    mesh: str = setting("auto", "Devices as data=2,fsdp=4, or auto: all along data. Weights are split over fsdp.")
+    mesh: str = setting(
+        "auto", "Devices as data=2,fsdp=4,seq=2, or auto: all along data. Weights are split over fsdp, tokens over seq."
+    )
     dtype: str | None = setting(None, "float32 or bfloat16; default: bfloat16 on accelerators, float32 on a CPU.")
     checkpoint_every: int = setting(250, "Steps from one checkpoint to the next.")
 
@@ -90,6 +95,7 @@ def run(config: Config, workdir: Path) -> None:
     from jaxdiff.mesh import parse_mesh
     from jaxdiff.models.lora import adapters_of
     from jaxdiff.pipeline import load
+    from jaxdiff.processes import is_first, meet
     from jaxdiff.progress import progress
     from jaxdiff.train.finetune import finetune
     from jaxdiff.workdir import Workdir
@@ -104,7 +110,7 @@ def run(config: Config, workdir: Path) -> None:
     given = {**dataclasses.asdict(config), "mesh": None, "transformer": dataclasses.asdict(model.transformer.config)}
     if store is not None:
         given["header"] = dataclasses.asdict(store.header)
-    with Workdir(workdir, given) as work:
+    with Workdir(workdir, given, primary=is_first()) as work:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
@@ -118,14 +124,18 @@ def run(config: Config, workdir: Path) -> None:
                 pipeline, data, training, workdir, empty=told, fps=fps_of(pipeline, data), mesh=mesh, report=report,
                 checkpoint_every=config.checkpoint_every,
             )  # fmt: skip
-        if training.lora is not None:
-            out = save_lora(tuned.transformer, workdir / "lora", training.lora)
-            trained: Any = adapters_of(tuned.transformer)
-        else:
-            out, trained = save_pipeline(tuned, workdir / "pipeline"), tuned.transformer.params
+        trained: Any = tuned.transformer.params if training.lora is None else adapters_of(tuned.transformer)
+        out = workdir / ("pipeline" if training.lora is None else "lora")
+        if is_first():
+            if training.lora is None:
+                save_pipeline(tuned, out)
+            else:
+                save_lora(tuned.transformer, out, training.lora)
         work.write_result({"headline": {}, "clips": len(data), "steps": config.steps, "trained": _count(trained)})
         work.finish(("result.json",))
-    print(f"{_count(trained):,} parameters trained for {config.steps} steps on {len(data)} clips -> {out}")
+    meet("written")
+    if is_first():
+        print(f"{_count(trained):,} parameters trained for {config.steps} steps on {len(data)} clips -> {out}")
 
 
 def named(config: Config) -> Config:
@@ -238,11 +248,10 @@ def empty_prompt(pipeline: "Pipeline", config: Config) -> "Conditioning | None":
 
 def encoded_world(pipeline: "Pipeline", config: Config, folder: Path, mesh: Any) -> "LatentStore":
     """The generated clips of --latents=world, encoded into the folder unless they are there."""
-    from jaxdiff.mesh import data_mesh
     from jaxdiff.train.latents import WorldClips, embedder, encode_clips
 
     source = WorldClips(config.clips, config.seed)
-    return encode_clips(pipeline, source, folder, embedder(pipeline, world=True), batch=64, mesh=mesh or data_mesh())
+    return encode_clips(pipeline, source, folder, embedder(pipeline, world=True), batch=64, mesh=mesh)
 
 
 def _count(params: Any) -> int:
@@ -252,4 +261,4 @@ def _count(params: Any) -> int:
 
 
 if __name__ == "__main__":
-    run_binary(run, Config)
+    run_binary(run, Config, distributed=True)

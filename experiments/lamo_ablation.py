@@ -29,7 +29,11 @@ class Config:
     batch: int = setting(32, "Clips per step.")
     learning_rate: float = setting(5e-4, "Of AdamW, after the warm-up.")
     field_steps: int = setting(1000, "Steps of each motion field.")
-    change: float = setting(0.01, "What guidance changes of the predicted clean latent in a guided step, relative.")
+    change: float = setting(
+        0.03,
+        "What guidance changes of the predicted clean latent in a guided step, relative. Of 0.01, 0.03 and 0.1 the one with "
+        "the fewest violations, on the model as it ships and a seed that is not scored.",
+    )
     samples: int = setting(2, "Clips of each of the 72 prompts, a method and a seed.")
     sampling_steps: int = setting(24, "Steps of the sampler.")
     guidance_scale: float = setting(2.0, "Of the classifier-free guidance.")

@@ -54,7 +54,7 @@ def run(config: Config, workdir: Path) -> None:
 
             for model in config.models:
                 for program in config.programs:
-                    work, chip = Work(model, program), chip_of(SLICES[name])
+                    work, chip = Work(model, program, remat="block"), chip_of(SLICES[name])  # what needs least memory
                     with folder.stage("compile", model=model, program=program, slice=name):
                         texts = usual(work, len(devices), make, chip)
                         search(work, texts, make, chip, workdir / f"{model}-{program}-{name}", enough=True)

@@ -158,8 +158,18 @@ def weights_mesh() -> Mesh | None:
     return mesh if mesh.shape.get(FSDP, 1) > 1 else None
 
 
+def clip_mesh(mesh: Mesh | None = None) -> Mesh:
+    """All devices of a mesh that are this process's, or all that this process works on, along ``data``: for networks that need
+    clips and nothing else, such as VAEs."""
+    if mesh is None:
+        return data_mesh(list(own_mesh().devices.flat))
+    return data_mesh([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+
+
 def shard_batch(x: Any, mesh: Mesh) -> Any:
     """Put a pytree of arrays ``[B, ...]`` on the mesh, B split over ``data`` and ``fsdp``, the same on all other axes.
+
+    Of a mesh of several processes, each has all of `x` and puts its own part there; nothing is sent.
 
     Raises
     ------
@@ -174,9 +184,20 @@ def shard_batch(x: Any, mesh: Mesh) -> Any:
                 f"batch{jax.tree_util.keystr(path)} of shape {shape} does not split over {shards} devices on "
                 f"axis {', '.join(clip_axes(mesh))!r}: pad it with jaxdiff.mesh.micro_batches or pad_batch"
             )
-        return jax.device_put(leaf, sharding)
+        return _put(leaf, sharding)
 
     return jax.tree_util.tree_map_with_path(put, x)
+
+
+def spread_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """Videos or latents [B, T, H, W, C] that `shard_batch` has put on the mesh, with the rows of their frames over ``seq``, or
+    the columns where it divides only these: for a VAE, whose program the compiler then splits, and exchanges borders."""
+    n = mesh.shape.get(SEQ, 1)
+    axis = next((axis for axis in (2, 3) if n > 1 and x.shape[axis] % n == 0), None)
+    if axis is None:
+        return x
+    spec = PartitionSpec(*clip_spec(mesh), *[None] * (axis - 1), SEQ)
+    return jax.device_put(x, NamedSharding(mesh, spec))
 
 
 def split_activations(tree: Any) -> Any:
@@ -200,9 +221,34 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     def put(leaf: Any) -> jax.Array:
         there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
-        return leaf if there else jax.device_put(leaf, whole)
+        return leaf if there else _put(leaf, whole)
 
     return jax.tree.map(put, tree)
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays that lie on several processes, whole and in the memory of each, which all call this; others as they are."""
+    from jax.experimental import multihost_utils
+
+    def get(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        return np.asarray(leaf if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(get, tree)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """A leaf that this process has whole, where it belongs."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        if not sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        leaf = np.asarray(leaf)  # of the same value on all processes
+    if sharding.is_fully_addressable or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return jax.device_put(leaf, sharding)
+    # `jax.device_put` would have all processes compare what they have, in whatever order their threads come to it.
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["part"], meta_fields=["axes"])

@@ -56,11 +56,16 @@ def count() -> int:
     return jax.process_count()
 
 
-def is_first() -> bool:
-    """Whether this process writes what all of them share."""
+def index() -> int:
+    """Which of them this process is, from 0."""
     import jax
 
-    return jax.process_index() == 0
+    return jax.process_index()
+
+
+def is_first() -> bool:
+    """Whether this process writes what all of them share."""
+    return index() == 0
 
 
 def meet(name: str) -> None:
@@ -97,9 +102,7 @@ def divide(part: Callable[[tuple[int, int]], None], whole: Callable[[], None]) -
     For work whose parts are kept on disk where all processes see them: `whole` finds them done.
     """
     if count() > 1:
-        import jax
-
-        part((jax.process_index(), count()))
+        part((index(), count()))
         meet("parts")
     if is_first():
         whole()

@@ -1,13 +1,15 @@
 """What the benchmarks rest on; what is timed here is a toy, and only to see that everything runs."""
 
 import json
+import subprocess
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import demo, depth, flops, gpu, gpu_sizes, guided, rows, run, solvers, suites
+from benchmarks import demo, depth, feeding, gpu, gpu_sizes, guided, rows, run, solvers, suites
 from benchmarks.rows import PeerMissing, Row, Settings
 from benchmarks.timing import MIN_PAIRS, Bar, Interval, interleaved, unpaired
 from jaxdiff.conditioning import Conditioning
@@ -15,6 +17,7 @@ from jaxdiff.flow import invert
 from jaxdiff.kernels import conv2d
 from jaxdiff.models.network import Network
 from jaxdiff.models.wan import Wan, WanTransformer
+from jaxdiff.scaling.operations import products
 from jaxdiff.taps import Tap
 from tests.imports import ROOT
 
@@ -49,10 +52,10 @@ def test_operations_are_those_of_xla_and_count_a_loop_as_often_as_it_runs():
         return jax.lax.scan(lambda x, _: (jax.jit(once)(x, w), None), x, length=5)[0]
 
     of_xla = int(jax.jit(once).lower(x, w).cost_analysis()["flops"])
-    assert flops.products(once, x, w) == of_xla == 2 * 2 * 64 * 3 * 3
-    assert flops.products(often, x, w) == 5 * of_xla
+    assert products(once, x, w) == of_xla == 2 * 2 * 64 * 3 * 3
+    assert products(often, x, w) == 5 * of_xla
     with pytest.raises(ValueError, match="while loop"):
-        flops.products(lambda x, w: jax.lax.while_loop(lambda x: x.sum() < 0, lambda x: once(x, w), x), x, w)
+        products(lambda x, w: jax.lax.while_loop(lambda x: x.sum() < 0, lambda x: once(x, w), x), x, w)
 
 
 def test_operations_by_hand_are_those_of_the_program():
@@ -63,7 +66,7 @@ def test_operations_by_hand_are_those_of_the_program():
         return Wan().denoise(network, x, when, Conditioning(text=text))[0]
 
     shapes = size.latents, size.latents[:1], size.text
-    counted = flops.products(forward, network, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    counted = products(forward, network, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     assert size.flops() == counted
 
 
@@ -98,6 +101,20 @@ def test_calls_of_a_round_are_interleaved_and_no_one_always_follows_the_same_oth
     before_b = {order[i - 1] for i in range(1, len(order)) if order[i] == "b"}
     assert before_b >= {"a", "c"}
     assert (seconds["own"] == 7.0).all() and (seconds["a"] < 1.0).all()
+
+
+def test_no_round_starts_after_the_limit():
+    seconds = interleaved({"a": lambda: time.sleep(0.05), "b": lambda: 7.0}, 100, warmup=0, limit=0.12)
+    assert 1 < len(seconds["a"]) == len(seconds["b"]) < 5
+
+
+def test_a_case_that_fails_is_listed_and_the_others_run_on(monkeypatch, capsys):
+    def broken(settings):
+        raise AssertionError("the outputs differ")
+
+    monkeypatch.setattr(run, "case", lambda suite, name: broken)
+    (row,) = run.run_case("cpu", "forward", TOY)
+    assert row.missing == "failed: AssertionError: the outputs differ" and "Traceback" in capsys.readouterr().err
 
 
 def test_the_interval_of_two_processes_covers_their_ratio():
@@ -151,6 +168,15 @@ def test_outputs_that_differ_are_not_timed():
         rows.compared("x", [1.0, np.nan], [1.0, 2.0], 1e-4)
 
 
+def test_a_store_that_is_fed_by_many_devices_keeps_every_value_and_says_when_they_waited(tmp_path):
+    load = feeding.Load("toy", {"a": (2, 8), "b": (3, 2, 2)}, slots=5, evaluation=0.01)
+    fed = feeding.feed(load, tmp_path / "paced", 6, paced=True, batches=2)
+    assert fed.bytes == 2 * 6 * 5 * 28 * 4 and fed.blocked == 0.0 and load.rate == 28 * 4 / 0.01
+    assert fed.seconds >= 10 * 0.01 and 0 < fed.deepest <= 2 * 6 * 5 * 28 * 4
+    store = feeding.ActivationStore.open(tmp_path / "paced")
+    assert store.finished() == set(range(12)) and len({store.read("b", [i]).tobytes() for i in range(7)}) == 7
+
+
 def test_a_solver_is_cheaper_only_where_more_evaluations_stay_closer():
     def points(*at_most):
         return {
@@ -176,7 +202,7 @@ def made_up():
 
     told = {"device": "card", "versions": {}, "ceiling_tflops": 1.0, "ceiling_flops": 1e9, "flops": 1e9, "shapes": {}}
     forward = {"ceiling": seconds(0.8), "forward": seconds(1), "control": seconds(1)}
-    reads = {name: seconds(1) for name in ("none", "means", "maps", "streamed", "control")}
+    reads = {name: seconds(1) for name in ("none", "means", "maps", "control")}
     two = {"ceiling": seconds(0.8), "forward": seconds(1, 2), "control": seconds(1, 2)}
     modes = {"none": 1, "pool": 2, "cpu": 3}
     eager = {"1": {mode: seconds(factor) for mode, factor in modes.items()}}
@@ -184,14 +210,15 @@ def made_up():
         "check": {"errors": {"output": 1e-6}},
         "long": told | {"forward": forward, "reads": reads, "steps": 1, "copy_gb_s": 4000.0},
         "study": told | {"by_batch": {"1": forward, "2": two}, "best_batch": 2, "steps": 4,
-                         "reads": {name: [8 * s for s in values] for name, values in reads.items()}},
+                         "reads": {name: [8 * s for s in values] for name, values in reads.items()},
+                         "streaming": {name: seconds(1) for name in ("none", "streamed", "control")}},
         "forward_14b": told | {"forward": forward},
         "eager": told | {"study": eager, "long": eager},
         "compiled": told | {shape: {"torch 1": seconds(1), "other 2": seconds(1.2, 2)} for shape in ("study", "long")},
         "encode": {"seconds": {"encode": [0.5]}},
         "probes": {"ours": [0.01] * 3, "peer": [20.0] * 3, "sets": 600, "gap": 1e-6, "fits": 120_000},
         "finetune": told | {"device": "NVIDIA H200", "flops": 989e9, "seconds": {"ceiling": seconds(1), "step": seconds(2)},
-                            "remat": "blocks"},
+                            "witness": {"remat": "block"}},
     }  # fmt: skip
 
 
@@ -235,6 +262,34 @@ def test_a_part_that_fails_or_has_no_time_left_is_listed_with_the_reason(monkeyp
     monkeypatch.setattr(gpu, "run_part", fails)
     (row,) = run.run_case("gpu", "peers", TOY)
     assert row.missing == "RESOURCE_EXHAUSTED"
+    gpu.outcome.cache_clear()
+
+
+def test_what_a_part_had_measured_when_it_ended_is_not_lost_and_what_came_to_its_end_is_not_measured_again(
+    monkeypatch, tmp_path
+):
+    told = made_up()
+    told["study"].pop("streaming")
+    printed = {name: f"noise\n{json.dumps(found)}\n".encode() for name, found in told.items()}
+    started: list[str] = []
+
+    def process(command, timeout, **options):
+        started.append(name := command[3])
+        if name == "study":
+            raise subprocess.TimeoutExpired(command, timeout, output=printed[name])
+        done = json.dumps(told[name] | {"complete": True}).encode() if name == "long" else b""
+        return subprocess.CompletedProcess(command, 1, printed[name] + done, b"RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(subprocess, "run", process)
+    settings = Settings(budget=1e9, folder=str(tmp_path))
+    for name in ("long", "finetune"):
+        assert not [row for row in run.run_case("gpu", name, settings) if row.missing]
+    *measured, streamed = run.run_case("gpu", "study", settings)
+    assert "out of time" in streamed.missing and not [row for row in measured if row.missing]
+    assert gpu.part("finetune", settings)["stopped"].endswith("ended with 1: RESOURCE_EXHAUSTED")
+    gpu.outcome.cache_clear()
+    run.run_case("gpu", "long", settings)
+    assert started == ["long", "finetune", "study"]
     gpu.outcome.cache_clear()
 
 

@@ -115,6 +115,7 @@ def test_flags_fill_the_config_with_its_types(binary):
     [
         (("--stesp=20",), "unknown flag --stesp; did you mean --steps?"),
         (("--probe.penalty=1",), "did you mean --probe.penalties?"),
+        (("--mesh=data=2",), "there is no --mesh here"),
         (("--steps=ten",), "--steps"),
         (("--solver=eulr",), "--solver"),
         (("--steps=0",), "--steps=0; expected at least 1"),

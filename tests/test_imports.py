@@ -35,7 +35,7 @@ ALLOWED = {
     "encoder": BELOW_MODELS | {"models", "data"},
     "flow": BELOW_FLOW | {"mesh"},
     "lamo": BELOW_MODELS | {"models", "probes"},
-    "train": BELOW_FLOW | {"flow", "lamo", "data", "mesh", "progress", "store", "workdir"},
+    "train": BELOW_FLOW | {"flow", "lamo", "data", "mesh", "processes", "progress", "store", "workdir"},
     "report": FLOOR | {"probes", "workdir"},
     "generation": BELOW_FLOW | {"flow", "lamo", "data", "mesh", "progress", "report", "workdir"},
     # weights come in

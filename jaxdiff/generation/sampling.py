@@ -17,7 +17,7 @@ from jaxdiff.flow import DivergedError, DynamicGuidance, Trajectory, sample
 from jaxdiff.flow.guidance import acting
 from jaxdiff.flow.placement import Placement, per_device, placement_of
 from jaxdiff.lamo import MotionGuidance
-from jaxdiff.mesh import MicroBatch, micro_batches, own_mesh, replicate, shard_batch
+from jaxdiff.mesh import MicroBatch, micro_batches, own_mesh, replicate, shard_batch, spread_rows
 from jaxdiff.pipeline import Pipeline
 
 CALIBRATED_ON = 8  # clips
@@ -120,6 +120,7 @@ def generate(
     todo: Sequence[int] | None = None,
     guide: Any = None,
     told: Mapping[str, Conditioning] | None = None,
+    each: Sequence[Conditioning] | None = None,
     mesh: jax.sharding.Mesh | None = None,
     report: Report | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -135,6 +136,7 @@ def generate(
     todo : indices of the clips to make, default all.
     guide : as in `jaxdiff.sample`.
     told : prompts -> conditioning, from `embed_prompts`, the negative prompt among them; default: by `Pipeline.condition`.
+    each : [clips], leaves [1, ...]: what each clip is told in the place of its prompt's conditioning, where that is more.
     mesh : default: `jaxdiff.mesh.own_mesh`.
     report : called with a clip's index and its guide's metrics, name -> [steps], before the clip is yielded.
 
@@ -149,8 +151,8 @@ def generate(
     """
     mesh = own_mesh() if mesh is None else mesh
     pipeline = replicate(pipeline, mesh)
-    for batch, trajectory in _trajectories(pipeline, prompts, sampling, samples, todo, guide, told, mesh):
-        latents = trajectory.latents
+    for batch, trajectory in _trajectories(pipeline, prompts, sampling, samples, todo, guide, told, mesh, each):
+        latents = spread_rows(trajectory.latents, mesh)
         videos = np.asarray(_pixels(pipeline, latents, placement=placement_of(pipeline, latents)))
         metrics = {name: np.asarray(value) for name, value in trajectory.metrics.items()}
         for row, index in enumerate(batch.clip_ids[: batch.real].tolist()):
@@ -185,7 +187,7 @@ def calibrate(
 
 
 def _trajectories(
-    pipeline, prompts, sampling, samples, todo, guide, told, mesh
+    pipeline, prompts, sampling, samples, todo, guide, told, mesh, each=None
 ) -> Iterator[tuple[MicroBatch, Trajectory]]:
     """The micro-batches of the clips `todo`, sampled."""
     todo = range(len(prompts)) if todo is None else todo
@@ -196,7 +198,11 @@ def _trajectories(
     numbered = ((i, (prompts[i], 0 if samples is None else samples[i])) for i in todo)
     for batch in micro_batches(numbered, sampling.clips_per_device, mesh):
         keys, noise = _noise(shape, jnp.stack([_key(sampling.seed, *item) for item in batch.items]))
-        cond = jax.tree.map(lambda *rows: np.concatenate(rows), *(told[text] for text, _ in batch.items))
+        rows = [told[text] for text, _ in batch.items]
+        if each is not None:
+            rows = [each[i] for i in batch.clip_ids[: batch.real]]
+            rows += rows[-1:] * (len(batch.items) - batch.real)
+        cond = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
         try:
             trajectory = sample(
                 pipeline, shard_batch(noise, mesh), shard_batch(cond, mesh), guide=guide, steps=sampling.steps,

@@ -12,6 +12,7 @@ from jaxdiff.kernels.attention import Between, attention, compiling_for
 from jaxdiff.kernels.convolution import conv2d
 from jaxdiff.kernels.frame_map import attention_with_frame_map, frame_attention_map, sampled_frame_attention_map
 from jaxdiff.kernels.optical_flow import lucas_kanade
+from jaxdiff.kernels.remat import keep_self_attention
 from jaxdiff.kernels.rope import rope_3d, rotate_halves, rotate_pairs
 from jaxdiff.kernels.sequence import self_attention
 
@@ -22,6 +23,7 @@ __all__ = [
     "compiling_for",
     "conv2d",
     "frame_attention_map",
+    "keep_self_attention",
     "lucas_kanade",
     "rope_3d",
     "rotate_halves",

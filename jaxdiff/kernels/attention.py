@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxdiff.kernels import gpu, tpu
 from jaxdiff.kernels.blockwise import blockwise
+from jaxdiff.kernels.remat import named
 from jaxdiff.mesh import DATA, FSDP
 
 Implementation = Literal["dense", "blockwise", "cudnn", "splash"]
@@ -165,9 +166,10 @@ def attention(
             if lengths is not None:
                 absent = jnp.where(jnp.arange(k.shape[1]) < lengths[:, None], 0.0, -jnp.inf)[:, None, None]
                 bias = absent if bias is None else bias + absent
-            return blockwise(
+            output, _ = blockwise(
                 q, k, v, scale, bias=bias, between=between, whole=name == "dense", heads_apart=platform() == "cpu"
-            )[0]
+            )
+            return named(output, q, k)
         case other:
             raise ValueError(f"attention: unknown implementation {other!r}; use dense, blockwise, cudnn or splash")
 

@@ -90,7 +90,8 @@ def _attend(q, k, v, bias, rows, *, scale, frames, prefix, groups):
     scores = scores * scale if bias is None else scores * scale + bias.astype(jnp.float32)
     if rows is not None:
         scores = scores + rows[..., groups]
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    # No weight depends on what is subtracted, and so no gradient does.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     mass = output = None
     if frames is None:
         total = weights.sum(-1, keepdims=True)
@@ -102,9 +103,26 @@ def _attend(q, k, v, bias, rows, *, scale, frames, prefix, groups):
         # Next to what it spends on the prefix, a query's mass on all frames may vanish in float32.
         mass = mass * (1.0 / jnp.maximum(among, jnp.finfo(jnp.float32).tiny))
     if v is not None:
-        output = jnp.einsum(
-            "bkqs,bksd->bkqd", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
-        )
-        # A written-out reciprocal: XLA turns x / total into one in some programs and not in others, and the last bits differ.
-        output = (output * (1.0 / total)).astype(q.dtype)
+        output = _mixed(weights, total, v, precision).astype(q.dtype)
     return output, mass
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _mixed(weights, total, v, precision):
+    """``weights v / total``, float32 [B, K, Sq, d]."""
+    output = jnp.einsum(
+        "bkqs,bksd->bkqd", weights.astype(v.dtype), v, precision=precision, preferred_element_type=jnp.float32
+    )
+    # A written-out reciprocal: XLA turns x / total into one in some programs and not in others, and the last bits differ.
+    return output * (1.0 / total)
+
+
+@_mixed.defjvp
+def _mixed_jvp(precision, primals, tangents):
+    # By itself the derivative of 1 / total reads weights v, and the backward pass would make that product again to have it.
+    (weights, total, v), (weights_dot, total_dot, v_dot) = primals, tangents
+    share = 1.0 / total
+    weights_dot = (weights_dot - weights * (total_dot * share)) * share
+    product = functools.partial(jnp.einsum, "bkqs,bksd->bkqd", precision=precision, preferred_element_type=jnp.float32)
+    output_dot = product(weights_dot.astype(v.dtype), v) + product(weights.astype(v.dtype), v_dot) * share
+    return _mixed(weights, total, v, precision), output_dot

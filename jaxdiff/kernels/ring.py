@@ -19,12 +19,12 @@ def ring(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    *,
     axis: str,
     n: int,
-    *,
     tokens: int,
     frames: int | None,
-    between: Between | None,
+    between: Between | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """`jaxdiff.kernels.sequence.self_attention` without a prefix, over the n devices along the mesh axis `axis`."""
     batch, size, heads, width = q.shape
@@ -53,7 +53,8 @@ def ring(
         per_frame = in_frame(device).astype(jnp.float32) if frames else None
         group = None if groups is None else groups[index]
         attend = functools.partial(_more, k=k, v=v, real=real, per_frame=per_frame, group=group, scale=width**-0.5)
-        return in_parts(attend, (q, *state, rows), 2, block)
+        # Checkpointed, as in `blockwise`: the backward pass keeps no scores.
+        return in_parts(jax.checkpoint(attend), (q, *state, rows), 2, block)
 
     def turn(carry, step):
         k, v, state = carry

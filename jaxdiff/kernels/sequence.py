@@ -10,15 +10,19 @@ between any kernel on whole sequences. Where n does not divide the heads, keys a
 (`jaxdiff.kernels.ring`).
 """
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxdiff.errors import ConfigError
 from jaxdiff.kernels.attention import Between, attention
 from jaxdiff.kernels.frame_map import attention_with_frame_map
 from jaxdiff.kernels.ring import ring
-from jaxdiff.mesh import SEQ
+from jaxdiff.mesh import DATA, FSDP, SEQ
 
 
 def shards() -> int:
@@ -49,7 +53,9 @@ def whole(x, tokens: int, axis: int = 1):
     """All `tokens` from every device's own: for what is narrow, such as a network's output."""
     if shards() == 1:
         return x
-    return jax.lax.slice_in_dim(jax.lax.all_gather(x, SEQ, axis=axis, tiled=True), 0, tokens, axis=axis)
+    return _by_clip(
+        lambda x: jax.lax.slice_in_dim(jax.lax.all_gather(x, SEQ, axis=axis, tiled=True), 0, tokens, axis=axis), x
+    )
 
 
 def self_attention(
@@ -86,14 +92,31 @@ def self_attention(
     if n == 1:
         return _attention(q, k, v, frames, prefix, between)
     if not heads % n:
-        return _ulysses(q, k, v, tokens, frames, prefix, between, n)
+        share = functools.partial(_ulysses, tokens=tokens, frames=frames, prefix=prefix, n=n)
+        return _by_clip(share, q, k, v, between=between)
     if prefix:
         fitting = [m for m in range(2, heads + 1) if not heads % m]
         raise ConfigError(
             f"{SEQ}={n} does not divide the {heads} heads of this network. Its text and video attend in one sequence, for which "
             f"it must: use {SEQ} of {', '.join(map(str, fitting))}, and data or fsdp for the other devices"
         )
-    return ring(q, k, v, SEQ, n, tokens=tokens, frames=frames, between=between)
+    share = functools.partial(ring, axis=SEQ, n=n, tokens=tokens, frames=frames)
+    return _by_clip(share, q, k, v, between=between)
+
+
+def _by_clip(share, *arrays, between=None):
+    """``share(*arrays)`` of arrays [B, ...], on each device for its own clips.
+
+    It is so where every axis is manual. In training the clips are the partitioner's, and what it does not know how to split, an
+    all-to-all among them, it would do for all clips on every device.
+    """
+    options = {} if between is None else {"between": between}
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in (DATA, FSDP) if axis in mesh.axis_names and axis not in mesh.manual_axes)
+    if not axes or between is not None or arrays[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        return share(*arrays, **options)
+    clips = PartitionSpec(axes)
+    return jax.shard_map(share, in_specs=clips, out_specs=clips, axis_names={*axes}, check_vma=False)(*arrays)
 
 
 def _attention(q, k, v, frames, prefix, between):
@@ -102,7 +125,7 @@ def _attention(q, k, v, frames, prefix, between):
     return attention_with_frame_map(q, k, v, frames=frames, prefix=prefix, between=between)
 
 
-def _ulysses(q, k, v, tokens, frames, prefix, between, n):
+def _ulysses(q, k, v, *, tokens, frames, prefix, n, between=None):
     """Every device has all tokens of its own heads for as long as attention takes."""
     heads, size = q.shape[2], q.shape[1] - prefix
     first = jax.lax.axis_index(SEQ) * (heads // n)

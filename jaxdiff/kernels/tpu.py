@@ -10,6 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.kernels.remat import SELF_ATTENTION
+
 LANES = 128
 MAX_QUERIES, MAX_KEYS, MAX_PRODUCT = 1024, 2048, 1024  # of a tile: queries, keys in memory, keys in one product
 _VMEM = 48 << 20  # bytes, more than the default of 16 MB and less than any chip has
@@ -22,7 +24,7 @@ def splash(q, k, v, scale: float, lengths=None, interpret: bool = False) -> jax.
 
     queries, keys, heads = q.shape[1], k.shape[1], q.shape[2]
     block, wide = tile(queries, MAX_QUERIES), tile(keys, MAX_KEYS)
-    narrow = _divisor(wide, MAX_PRODUCT)
+    narrow, kept = _divisor(wide, MAX_PRODUCT), SELF_ATTENTION if queries == keys else None
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     q, k, v = _tiled(q, block), _tiled(k, wide), _tiled(v, wide)
     mask = splash_attention_mask.FullMask((q.shape[2], k.shape[2]))
@@ -33,7 +35,7 @@ def splash(q, k, v, scale: float, lengths=None, interpret: bool = False) -> jax.
             block_q_dkv=block, block_kv_dkv=wide, block_kv_dkv_compute=narrow,
             block_q_dq=block, block_kv_dq=wide,
         ),
-        head_shards=1, q_seq_shards=1, interpret=interpret,
+        head_shards=1, q_seq_shards=1, residual_checkpoint_name=kept, interpret=interpret,
     )  # fmt: skip
     if lengths is None and k.shape[2] == keys:
         out = jax.vmap(kernel)(q, k, v)

@@ -3,17 +3,21 @@
 import dataclasses
 import functools
 import hashlib
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxdiff.errors import ConfigError
+from jaxdiff.kernels import keep_self_attention
 from jaxdiff.mesh import split_activations
 from jaxdiff.taps import Reader
 
 Params = dict[str, Any]
+Remat = Literal["none", "block", "all_but_attention"]
+POLICIES = {"block": None, "all_but_attention": keep_self_attention}
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["module", "config"])
@@ -115,7 +119,7 @@ def stack(make, layers: int, rngs: nnx.Rngs) -> nnx.Module:
     return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(layers))
 
 
-def scan(run, blocks: nnx.Module, x: Any, reader: Reader, *, remat: bool = False) -> tuple[Any, dict[str, jax.Array]]:
+def scan(run, blocks: nnx.Module, x: Any, reader: Reader, *, remat: Remat = "none") -> tuple[Any, dict[str, jax.Array]]:
     """Run stacked blocks one after the other in one `lax.scan`, so that compile time does not grow with their number.
 
     Parameters
@@ -124,12 +128,19 @@ def scan(run, blocks: nnx.Module, x: Any, reader: Reader, *, remat: bool = False
     blocks : as `stack` makes them, leaves [L, ...].
     x : array or pytree of arrays.
     reader : the taps and edits of this evaluation.
-    remat : recompute each block in the backward pass instead of keeping its activations.
+    remat : what the backward pass recomputes instead of keeping it: "none"; "block", everything between a block's input and its
+        output; "all_but_attention", the same without self-attention, whose output is kept (as large as the block's input) and
+        whose forward pass, most of the operations of long clips, is then not run again.
 
     Returns
     -------
     x after the last block, and what was captured: tap name -> [rows, B, ...]
+
+    Raises
+    ------
+    ConfigError : there is no such `remat`.
     """
+    check_remat(remat)
     graphdef, stacked = nnx.split(blocks)
 
     def one(x, params, per_block):
@@ -143,5 +154,12 @@ def scan(run, blocks: nnx.Module, x: Any, reader: Reader, *, remat: bool = False
 
     first = jax.tree.map(lambda leaf: leaf[0], (stacked, reader.per_block))
     buffers = reader.buffers(lambda *args: one(*args)[1], x, *first)
-    body = jax.checkpoint(body) if remat else body
+    if remat != "none":
+        body = jax.checkpoint(body, policy=POLICIES[remat])
     return jax.lax.scan(body, (x, buffers), (stacked, reader.per_block))[0]
+
+
+def check_remat(remat: str) -> None:
+    """Raise a `ConfigError` for what `scan` does not know."""
+    if remat not in get_args(Remat):
+        raise ConfigError(f"remat={remat!r} is unknown; choose from {', '.join(get_args(Remat))}")

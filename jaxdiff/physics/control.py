@@ -29,7 +29,7 @@ from jaxdiff.conditioning import Conditioning, as_conditioning
 from jaxdiff.errors import ConfigError
 from jaxdiff.models.family import held, per_clip
 from jaxdiff.models.layers import ConfigFromDict, Linear, matmul_precision, patchify
-from jaxdiff.models.network import Network, Params, stack
+from jaxdiff.models.network import Network, Params, Remat, stack
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.taps import Edit, Tap
 
@@ -101,7 +101,7 @@ class ControlBranch:
 
     def residuals(
         self, family: Any, latents: jax.Array, timestep: jax.Array, cond: Conditioning, signal: jax.Array,
-        *, remat: bool = False,
+        *, remat: Remat = "none",
     ) -> jax.Array:  # fmt: skip
         """What is added to the output of the backbone's first n blocks, [n, B, S, D]."""
         links = self.links.bind()
@@ -169,7 +169,7 @@ class ControlledPipeline(Pipeline):
             assert first is not None  # `validate` says so better
             signal = jnp.concatenate([signal, jnp.broadcast_to(first, (*signal.shape[:4], first.shape[-1]))], -1)
         each = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), (batch,))
-        residuals = self.branch.residuals(self.family, latents, each, rest, signal, remat=reading.get("remat", False))
+        residuals = self.branch.residuals(self.family, latents, each, rest, signal, remat=reading.get("remat", "none"))
         residuals = jnp.asarray(self.scale, residuals.dtype) * residuals
         padded = jnp.pad(residuals, [(0, layers - blocks), *[(0, 0)] * 3])
         links = Edit("block_out", tuple(range(blocks)), _add, per_block=padded)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.errors import ConfigError, MissingDataError
-from jaxdiff.models.network import cast
+from jaxdiff.models.network import Remat, cast, check_remat
 from jaxdiff.physics.control import ControlBranch, controlled, fold, takes_image, told
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.train.finetune import Clips, denoising_losses, draw_sigmas, rows
@@ -32,7 +32,7 @@ class ControlTraining:
     control_dropout : share of clips that are told an empty mask, so that the branch knows what it is to have no driver; ours,
         where the published training leaves out the image of 5 % of the clips.
     logit_mean, logit_std : of the noise levels of flow models, as in `jaxdiff.train.finetune.draw_sigmas`.
-    remat : recompute each block in the backward pass instead of keeping its activations.
+    remat : what the backward pass recomputes of every block, see `jaxdiff.models.network.scan`.
     """
 
     recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(steps=1000, learning_rate=1e-4, warmup=100))
@@ -41,9 +41,10 @@ class ControlTraining:
     control_dropout: float = 0.05
     logit_mean: float = 0.0
     logit_std: float = 1.0
-    remat: bool = True
+    remat: Remat = "all_but_attention"
 
     def __post_init__(self):
+        check_remat(self.remat)
         shares = 0 <= self.prompt_dropout <= 1 and 0 <= self.control_dropout <= 1
         if self.batch < 1 or not shares or not self.logit_std > 0:
             raise ConfigError(

@@ -82,9 +82,16 @@ class ClipCritic(nnx.Module):
 
 
 def places(video: jax.Array) -> jax.Array:
-    """How much of each of the world's colours a frame shows, and where: [B, T, S, S, 3] -> [B, T, 18].
+    """How much of each of the world's colours a frame shows, and where: [B, T, S, S, 3] -> [B, T, 18]; see `moments`."""
+    area, x, y = moments(video)
+    return jnp.concatenate([20.0 * area, 5.0 * x / (area + 0.005), 5.0 * y / (area + 0.005)], -1)
 
-    A spatial expectation a colour: the weight of a pixel is its chroma along the colour's, as far as it is positive.
+
+def moments(video: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Area of each of the world's colours, and its integrals of x and y: [B, T, S, S, 3] in [-1, 1] -> three of [B, T, 6].
+
+    In fractions of the frame, from its middle. A spatial expectation a colour: the weight of a pixel is its chroma along the
+    colour's, as far as it is positive.
     """
     batch, frames, size = video.shape[:3]
     video = video.reshape(batch, frames, size // 2, 2, size // 2, 2, 3).mean((3, 5))  # half the resolution is enough
@@ -93,10 +100,9 @@ def places(video: jax.Array) -> jax.Array:
     chroma = 0.5 * (video - video.mean(-1, keepdims=True))
     along = jnp.einsum("bthwc,kc->bthwk", chroma, keys / np.square(keys).sum(1, keepdims=True))
     weight = jnp.square(jax.nn.relu(along))
-    area = weight.mean((2, 3))
     axis = (jnp.arange(video.shape[2]) + 0.5) / video.shape[2] - 0.5
     x, y = (jnp.einsum(f"bthwk,{a}->btk", weight, axis) / video.shape[2] ** 2 for a in "wh")
-    return jnp.concatenate([20.0 * area, 5.0 * x / (area + 0.005), 5.0 * y / (area + 0.005)], -1)
+    return weight.mean((2, 3)), x, y
 
 
 @dataclasses.dataclass(frozen=True)

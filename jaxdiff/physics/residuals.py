@@ -16,6 +16,7 @@ from jaxdiff.errors import ConfigError
 SMALLEST = 8  # nodes along a side of the Darcy problem: fewer leave its source no node
 EDGE = {1: (-1.5, 2.0, -0.5), 2: (2.0, -5.0, 4.0, -1.0)}  # of the first node, into the grid
 POISSON = 0.3
+EPS = 1e-6  # of sums of weights that may all be zero
 
 
 def derivative(field: jax.Array, axis: int, order: int, spacing: float) -> jax.Array:
@@ -148,6 +149,28 @@ def wave(height: jax.Array, speed: float | jax.Array, step: float, spacing: floa
     """``u_tt - c^2 (u_xx + u_yy)`` of a clip [B, T, H, W], same shape."""
     _shape("wave", "height", height, "[B, T, H, W]")
     return derivative(height, 1, 2, step) - jnp.square(jnp.asarray(speed)) * laplacian(height, spacing)
+
+
+def uniform_motion(positions: jax.Array, weight: jax.Array) -> jax.Array:
+    """``sqrt(w) (x - a - b t)``: how far positions are from the nearest motion at constant velocity; [B, T], as they are.
+
+    The law is x_tt = 0. Second differences need three frames in a row and magnify noise; the distance from the line of least
+    squares, weighted like the residual, is zero for the same motions, and bridges frames in which the thing is hidden. With
+    fewer than two frames of any weight it is zero.
+
+    Parameters
+    ----------
+    positions : [B, T], at equal steps of time, in any unit.
+    weight : [B, T], 0 to 1: how well the position of a frame is known.
+    """
+    shape = _shape("uniform_motion", "positions", positions, "[B, T]")
+    _same("uniform_motion", shape, weight=weight)
+    x, w = _floating(positions), _floating(weight)
+    total = jnp.maximum(w.sum(1, keepdims=True), EPS)
+    t = jnp.broadcast_to(jnp.arange(shape[1], dtype=x.dtype), shape)
+    t, x = (v - (w * v).sum(1, keepdims=True) / total for v in (t, x))
+    slope = (w * t * x).sum(1, keepdims=True) / jnp.maximum((w * t * t).sum(1, keepdims=True), EPS)
+    return jnp.sqrt(w) * (x - slope * t)
 
 
 def elasticity(displacement: jax.Array, density: jax.Array, load: jax.Array, fixed: jax.Array) -> jax.Array:

@@ -33,6 +33,8 @@ def count(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
+        if not (equation.outvars or equation.effects):  # all that a forward pass would be recomputed for was kept
+            continue
         inside = [count(part) for part in _inside(params)]
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jaxdiff.conditioning import Conditioning
+    from jaxdiff.models.network import Remat
     from jaxdiff.pipeline import Pipeline
 
 GUIDANCE = 6.0  # of samples: any but 1 makes two evaluations of a step
@@ -31,7 +32,7 @@ class Work:
     frames, size : of a clip; None and () for the published ones.
     rank : of finetune_lora.
     steps : of invert and sample.
-    remat : recompute blocks in the backward pass.
+    remat : what the backward pass recomputes of every block, see `jaxdiff.models.network.scan`.
     """
 
     model: str
@@ -41,7 +42,7 @@ class Work:
     size: tuple[int, ...] = ()
     rank: int = 128
     steps: int = 100
-    remat: bool = True
+    remat: "Remat" = "all_but_attention"
 
     def __post_init__(self):
         if min(self.clips_per_device, self.rank, self.steps) < 1:
@@ -139,13 +140,10 @@ def _finetuning(work: Work, mesh: "Mesh", pipeline: "Pipeline") -> Program:
 
     from jaxdiff.conditioning import Conditioning
     from jaxdiff.lamo import DriftLoss
-    from jaxdiff.mesh import SEQ
     from jaxdiff.models.lora import LoRA, adapter_shardings
     from jaxdiff.train.finetune import FineTuning, trainable, training_loss
     from jaxdiff.train.loop import TrainState, update
 
-    if mesh.shape.get(SEQ, 1) > 1:
-        raise ConfigError(f"training does not split tokens over {SEQ}: use data and fsdp for these devices")
     lora = LoRA(work.rank, float(work.rank)) if work.program == "finetune_lora" else None
     latents, cond = _batch(work, mesh, pipeline)
     tuning = FineTuning(batch=latents.shape[0], lora=lora, losses={"drift": DriftLoss()}, remat=work.remat)

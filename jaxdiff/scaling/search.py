@@ -22,13 +22,11 @@ LONGEST_SEQUENCE = 8  # devices that share a clip: more only in the search for o
 def meshes(work: Work, devices: int) -> list[str]:
     """Every mesh of so many devices, as texts, from the least to the most that devices share.
 
-    Weights are split over ``fsdp``, the tokens of a clip over ``seq``, which has to divide the heads here and is not for
-    training.
+    Weights are split over ``fsdp``, the tokens of a clip over ``seq``, which has to divide the heads here.
     """
-    longest = 1 if work.program.startswith("finetune") else LONGEST_SEQUENCE
     heads = outline(MODELS[work.model]).transformer.config.num_attention_heads
     found = []
-    for seq in (n for n in range(1, min(devices, longest) + 1) if not devices % n and not heads % n):
+    for seq in (n for n in range(1, min(devices, LONGEST_SEQUENCE) + 1) if not devices % n and not heads % n):
         for fsdp in (n for n in range(1, devices // seq + 1) if not devices // seq % n):
             sizes = {"data": devices // seq // fsdp, "fsdp": fsdp, "seq": seq}
             found.append(",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1 or axis == "data"))

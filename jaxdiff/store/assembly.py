@@ -37,6 +37,10 @@ class Assembly:
         """Whether any of the clips is in flight."""
         return any(clip in self._clips for clip in clips)
 
+    def in_flight(self) -> int:
+        """How many clips are."""
+        return len(self._clips)
+
     def begin(self, clips: Iterable[int]) -> None:
         """Expect all slots of these clips, forgetting what came of them before."""
         with self._changed:

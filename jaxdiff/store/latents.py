@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxdiff.errors import ConfigError, MissingDataError
 from jaxdiff.store.header import HEADER
+from jaxdiff.store.index import Shard
 from jaxdiff.store.store import ActivationStore
 
 DTYPES = ("float32", "bfloat16")
@@ -80,6 +81,7 @@ class LatentWriter:
         names: Sequence[str],
         captions: Sequence[str],
         source: Mapping[str, Any] | None = None,
+        shard: Shard | None = None,
     ) -> "LatentWriter":
         """Create a store, or reopen one of the same header, names, captions and `source`.
 
@@ -87,6 +89,7 @@ class LatentWriter:
         ----------
         names, captions : of every clip; clip ids are positions in them.
         source : what else determines the latents, as JSON.
+        shard : as in `ActivationStore.create`.
 
         Raises
         ------
@@ -107,7 +110,7 @@ class LatentWriter:
             specs["text_mask"] = jax.ShapeDtypeStruct(header.text_shape[:1], jnp.dtype(bool))
         metadata = {"latents": dataclasses.asdict(header), "captions": list(captions), "source": dict(source or {})}
         store = ActivationStore.create(
-            path, clips=header.count, slots=1, specs=specs, names=list(names), metadata=metadata
+            path, clips=header.count, slots=1, specs=specs, names=list(names), metadata=metadata, shard=shard
         )
         return cls(store, header)
 

@@ -80,6 +80,11 @@ class Layout:
         return (1, self.slots_per_chunk, rows, *self.shape[3:])
 
     @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk."""
+        return math.prod(self.chunk) * self.numpy_dtype.itemsize
+
+    @property
     def directory(self) -> str:
         """Folder of the array in the store: the name, with what file systems dislike percent-encoded."""
         return urllib.parse.quote(self.name, safe="()+=, ")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from jaxdiff.store.header import HEADER, as_json, create_folder, differences, ma
 from jaxdiff.store.index import Shard
 from jaxdiff.store.reader import StoreReader
 from jaxdiff.store.sink import Receiver, StoreSink
-from jaxdiff.store.writer import Job, Writer, describe
+from jaxdiff.store.writer import Commit, Job, QueueUse, Writer, describe
 
 
 class ActivationStore(StoreReader):
@@ -60,6 +61,7 @@ class ActivationStore(StoreReader):
         self._writer = Writer(self._write_job, **writer)
         self._assembly = Assembly(list(self._layouts.values()), self._writer.put)
         self._receiver = Receiver(self._layouts, self._take)
+        self._committing: Commit | None = None
         self._streaming = False  # whether a sink was ever made
 
     @classmethod
@@ -190,7 +192,7 @@ class ActivationStore(StoreReader):
             for slot in range(self.slots):
                 self._assembly.add(ids.tolist(), slot, {name: value[slot]})
 
-    def finish(self, clip_ids: Any, records: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def finish(self, clip_ids: Any, records: Sequence[Mapping[str, Any]] | None = None, *, wait: bool = True) -> None:
         """Commit clips: wait until all their slots are durable, then append them to the index.
 
         Waits for the programs that feed a sink (`jax.effects_barrier`). JAX knows them only in the thread
@@ -200,6 +202,8 @@ class ActivationStore(StoreReader):
         ----------
         clip_ids : integers ``[B]``; -1 is ignored.
         records : one dict an id, kept beside the clip (its fidelity, for example); finite numbers only.
+        wait : False: return when the slots are all here, and let a thread wait for the disk, so that devices go on meanwhile.
+            The next call waits for it, as `close` does, and raises what it failed with: two batches are in flight at most.
 
         Raises
         ------
@@ -213,15 +217,17 @@ class ActivationStore(StoreReader):
         entries = [self._entry(clip, record) for clip, record in zip(ids, records, strict=True) if clip >= 0]
         clips = [entry["clip"] for entry in entries]
         self._wait_for_programs(clips)
-        self._writer.drain()
+        self._settle()
         if missing := self._assembly.missing(clips):
             clip, arrays = next(iter(missing.items()))
             raise ConfigError(
                 f"{len(missing)} clips cannot be finished: clip {clip} lacks "
                 + ", ".join(f"{count} of {self.slots} slots of {name!r}" for name, count in arrays.items())
             )
-        self._commit(entries)
-        self._assembly.forget(clips)
+        if wait:
+            self._commit_durable(entries)
+        else:
+            self._committing = Commit(functools.partial(self._commit_durable, entries))
 
     def leave_out(self, clip: int, record: Mapping[str, Any]) -> None:
         """Commit a clip that has no arrays and never will, with a record that says why.
@@ -232,7 +238,13 @@ class ActivationStore(StoreReader):
         StoreWriteError : the index cannot be written.
         """
         (clip,) = self._valid_ids([clip]).tolist()
+        self._settle()
         self._commit([self._entry(clip, record)])
+
+    @property
+    def queue(self) -> QueueUse:
+        """How far the disk has lagged behind what was handed over."""
+        return self._writer.use
 
     def check(self) -> None:
         """Raise the writers' failure, if there was one: the reason behind a `jax.errors.JaxRuntimeError`."""
@@ -253,16 +265,20 @@ class ActivationStore(StoreReader):
 
     def close(self) -> None:
         """End the writer threads and release the folder. What was not finished stays uncommitted."""
-        self._writer.close()
-        self._index.close()
-        self._handles.clear()
-        self._writable = False
+        try:
+            self._settle()
+        finally:
+            self._writer.close()
+            self._index.close()
+            self._handles.clear()
+            self._writable = False
 
     def __enter__(self) -> "ActivationStore":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        self.close()
+        with contextlib.nullcontext() if error is None else contextlib.suppress(StoreWriteError):
+            self.close()
         if isinstance(error, Exception) and error is not self._writer.failure:
             self.check()
 
@@ -288,6 +304,19 @@ class ActivationStore(StoreReader):
     def _entry(self, clip: int, record: Mapping[str, Any]) -> dict[str, Any]:
         return {"clip": clip, "name": self._name(clip), "record": as_json(record, f"the record of clip {clip}")}
 
+    def _commit_durable(self, entries: list[dict[str, Any]]) -> None:
+        clips = [entry["clip"] for entry in entries]
+        self._writer.drain(clips)
+        self._commit(entries)
+        self._assembly.forget(clips)
+
+    def _settle(self) -> None:
+        """Wait for the commit that runs behind, if there is one; raises what it failed with."""
+        if self._committing is not None:
+            self._committing.join()  # what interrupts this leaves it in its place, for `close`
+            commit, self._committing = self._committing, None
+            commit.check()
+
     def _commit(self, entries: list[dict[str, Any]]) -> None:
         try:
             self._index.append(entries)
@@ -309,6 +338,8 @@ class ActivationStore(StoreReader):
                 jax.effects_barrier()
             self._writer.drain()
         self._assembly.begin(real)
+        # Clips that run side by side fill their chunks at about the same time: the queue has room for one of each.
+        self._writer.allow(self._assembly.in_flight() * sum(layout.chunk_bytes for layout in self._layouts.values()))
 
     def _take(self, clip_ids: np.ndarray, slot: int, values: dict[str, np.ndarray]) -> None:
         """Body of the host callback."""

@@ -1,5 +1,6 @@
 """Threads that write behind a running program: bounded in memory, and loud when they fail."""
 
+import collections
 import dataclasses
 import errno
 import os
@@ -7,7 +8,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,15 @@ class Job:
     value: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class QueueUse:
+    """How far writing has lagged behind: seconds that `Writer.put` has waited for room, over all threads, and the most bytes
+    that were in flight at once."""
+
+    waited: float
+    deepest: int
+
+
 class Writer:
     """A bounded queue in front of writer threads.
 
@@ -46,8 +56,8 @@ class Writer:
     ----------
     write : stores one job durably; called in the threads.
     threads : number of writer threads. Durable writes wait for the disk, so more than one pays off on any
-    machine. queue_bytes : bytes that may be waiting or being written; a single larger job is let through
-    alone. timeout : seconds without progress after which the file system counts as stalled.
+    machine. queue_bytes : bytes that may be waiting or being written, until `allow` says more; a single
+    larger job is let through alone. timeout : seconds without progress after which the file system counts as stalled.
     """
 
     def __init__(
@@ -67,16 +77,24 @@ class Writer:
         self._state = threading.Condition()
         self._bytes = 0
         self._jobs = 0
+        self._of_clip: collections.Counter[int] = collections.Counter()
         self._progress = 0.0  # when the last write ended
+        self._waited, self._deepest = 0.0, 0
         self._running: list[threading.Thread] = []
 
     def put(self, job: Job) -> None:
         """Queue a job; the array must not change afterwards."""
         size = job.value.nbytes
+        begin = time.monotonic()
         with self._state:
-            self._wait(lambda: not self._jobs or self._bytes + size <= self._limit)
+            if self._jobs and self._bytes + size > self._limit:
+                self._wait(lambda: not self._jobs or self._bytes + size <= self._limit)
+                self._waited += time.monotonic() - begin
+            self.check()
             self._bytes += size
+            self._deepest = max(self._deepest, self._bytes)
             self._jobs += 1
+            self._of_clip[job.clip] += 1
             if len(self._running) < self._threads:
                 # Daemons, so that a stalled file system cannot keep the process from ending.
                 thread = threading.Thread(target=self._run, name="jaxdiff-store-writer", daemon=True)
@@ -84,10 +102,26 @@ class Writer:
                 thread.start()
         self._queue.put(job)
 
-    def drain(self) -> None:
-        """Wait until everything queued is durable."""
+    def allow(self, queue_bytes: int) -> None:
+        """Let at least so many bytes be in flight from now on."""
         with self._state:
-            self._wait(lambda: not self._jobs)
+            self._limit = max(self._limit, queue_bytes)
+            self._state.notify_all()
+
+    @property
+    def use(self) -> QueueUse:
+        """Of the queue so far."""
+        with self._state:
+            return QueueUse(self._waited, self._deepest)
+
+    def drain(self, clips: Iterable[int] | None = None) -> None:
+        """Wait until what is queued of these clips is durable; without any, everything."""
+        with self._state:
+            if clips is None:
+                self._wait(lambda: not self._jobs)
+            else:
+                wanted = set(clips)
+                self._wait(lambda: wanted.isdisjoint(self._of_clip))
 
     def check(self) -> None:
         """Raise the failure, if there is one."""
@@ -131,8 +165,32 @@ class Writer:
             with self._state:
                 self._bytes -= job.value.nbytes
                 self._jobs -= 1
+                self._of_clip[job.clip] -= 1
+                if not self._of_clip[job.clip]:
+                    del self._of_clip[job.clip]
                 self._progress = time.monotonic()
                 self._state.notify_all()
+
+
+class Commit(threading.Thread):
+    """`work` in a thread of its own, from now on. A daemon, for the reason that writers are."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(name="jaxdiff-store-commit", daemon=True)
+        self._work = work
+        self._failed: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._failed = error
+
+    def check(self) -> None:
+        """Raise what the work raised."""
+        if self._failed is not None:
+            raise self._failed
 
 
 def describe(error: BaseException, what: str, where: Any, finished: int) -> StoreWriteError:

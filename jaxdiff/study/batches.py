@@ -13,7 +13,7 @@ from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.clip import Clip
 from jaxdiff.data.video import read_video
 from jaxdiff.errors import MissingDataError
-from jaxdiff.mesh import MicroBatch, micro_batches, shard_batch
+from jaxdiff.mesh import MicroBatch, micro_batches, shard_batch, spread_rows
 from jaxdiff.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Batches:
         for batch in micro_batches(numbered, self.reading.clips_per_device, self.mesh):
             video = shard_batch(np.stack(batch.items), self.mesh)
             # Laid out as kept latents are, or the same program would be compiled once for each of the two.
-            yield batch, video, shard_batch(self.pipeline.encode(video), self.mesh)
+            yield batch, video, shard_batch(self.pipeline.encode(spread_rows(video, self.mesh)), self.mesh)
         names = {str(self.clips[i].path): self.clips[i].name for i in self.todo}
         self.skipped.update({names[path]: reason for path, reason in reader.skipped.items()})
 

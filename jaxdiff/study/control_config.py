@@ -11,6 +11,7 @@ import numpy as np
 from jaxdiff.conditioning import Conditioning
 from jaxdiff.data.worlds.billiards import BilliardConfig
 from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.models.network import Remat
 from jaxdiff.physics.control import ControlBranch, check_backbone, fold, new_branch, takes_image
 from jaxdiff.physics.control_training import ControlTraining, training_loss
 from jaxdiff.pipeline import Pipeline
@@ -61,7 +62,7 @@ class ControlConfig:
     prompt_dropout: float | None = None
     control_dropout: float = 0.05
     logit_mean: float | None = None
-    remat: bool = True
+    remat: Remat = "all_but_attention"
     sampling_steps: int | None = None
     guidance_scale: float | None = None
     clips_per_device: int | None = None

@@ -6,34 +6,25 @@ each method's clips begin at the same noise. What is drawn anew in an interval i
 
 import dataclasses
 import functools
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.data.worlds import WorldConfig
-from jaxdiff.errors import ConfigError
 from jaxdiff.flow import Guide
-from jaxdiff.generation import Sampling, calibrate, embed_prompts, generate, world_prompts
+from jaxdiff.generation import Sampling, calibrate
 from jaxdiff.lamo import DriftLoss, MotionGuidance
 from jaxdiff.models.network import Network
-from jaxdiff.physics import METRICS
-from jaxdiff.physics.reference import references
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.progress import progress
-from jaxdiff.report import probe_csv, report_run
-from jaxdiff.report.study import Gallery
 from jaxdiff.store import LatentStore
-from jaxdiff.study.lamo_report import Answer, Tally
-from jaxdiff.study.measuring import reference_scores, score, words_of
+from jaxdiff.study.methods import Comparison, check_counts
+from jaxdiff.study.methods_report import Question
 from jaxdiff.train.finetune import ExtraLoss, FineTuning, finetune
-from jaxdiff.train.latents import embedder
 from jaxdiff.train.loop import Recipe
-from jaxdiff.workdir import Workdir, write_atomic
+from jaxdiff.workdir import Workdir
 
 LOSSES: dict[str, DriftLoss | None] = {
     "plain": None,
@@ -76,7 +67,6 @@ METHODS = {
     "edit": Method("both, editing the latent", "drift", FIELD, edits=True),
 }
 PLAIN = "plain"
-COLUMNS = ("method", "seed", "prompt", "sample", *METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +80,7 @@ class LamoAblationConfig:
     learning_rate: float = 5e-4
     prompt_dropout: float = 0.2
     logit_mean: float = 0.5
-    change: float = 0.01
+    change: float = 0.03
     samples: int = 2
     sampling_steps: int = 24
     guidance_scale: float = 2.0
@@ -99,11 +89,7 @@ class LamoAblationConfig:
     world_seed: int = 0
 
     def __post_init__(self):
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"--seeds={','.join(map(str, self.seeds))}: give at least one, and each once")
-        for name in ("steps", "batch", "samples", "sampling_steps", "clips_per_device", "scenes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name}={getattr(self, name)} must be at least 1")
+        check_counts(self, "steps", "batch", "samples", "sampling_steps", "clips_per_device", "scenes")
 
     def sampling(self, seed: int) -> Sampling:
         """How clips are sampled; the noise of a seed is its own."""
@@ -135,21 +121,19 @@ class LatentEdit:
         return velocity + (guided - velocity) / jnp.maximum(sigma, 1e-3), metrics
 
 
-def clips_of(samples: int) -> tuple[list[str], list[int]]:
-    """Every prompt of the world `samples` times: prompts, and which sample of its prompt each clip is."""
-    prompts = [prompt.told for prompt in world_prompts(0) for _ in range(samples)]
-    return prompts, list(range(samples)) * (len(prompts) // samples)
-
-
-class Ablation:
+class Ablation(Comparison):
     """The methods' clips, each made once and kept in the workdir."""
 
     def __init__(
         self, config: LamoAblationConfig, pipeline: Pipeline, store: LatentStore, fields: Mapping[str, Network], work: Workdir
     ):  # fmt: skip
-        self.config, self.pipeline, self.store, self.fields, self.work = config, pipeline, store, fields, work
-        self.prompts, self.samples = clips_of(config.samples)
-        self.told = embed_prompts([*self.prompts, ""], embedder(pipeline, world=True))
+        super().__init__(config, pipeline, work)
+        self.store, self.fields = store, fields
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """See `METHODS`."""
+        return METHODS
 
     def network(self, seed: int, trained: str | None) -> Pipeline:
         """The checkpoint, fine-tuned; from its own checkpoints if it was trained before."""
@@ -158,19 +142,10 @@ class Ablation:
         loss, name = LOSSES[trained], f"seed {seed}, {trained}"
         given = self.config.fine_tuning(seed, {} if loss is None else {"drift": loss})
         with progress(f"fine-tune {name}", given.recipe.steps, unit="steps") as task:
-
-            def report(step: int, metrics: dict[str, float]) -> None:
-                self.work.log("train", run=name, step=step, **{k: float(f"{v:.6g}") for k, v in metrics.items()})
-                task.advance(step - task.done, loss=metrics["loss"])
-
             return finetune(
-                self.pipeline, self.store, given, self.folder(seed) / trained, empty=self.told[""], report=report,
-                checkpoint_every=100,
+                self.pipeline, self.store, given, self.folder(seed) / trained, empty=self.told[""],
+                report=self.reporter(name, task), checkpoint_every=100,
             )  # fmt: skip
-
-    def folder(self, seed: int) -> Path:
-        """Where a seed's files are."""
-        return self.work.path / f"seed{seed}"
 
     def guide(self, method: Method, pipeline: Pipeline, sampling: Sampling) -> Guide | None:
         """The method's guide, its scale set on plain samples of the same network to the wanted change."""
@@ -190,18 +165,11 @@ class Ablation:
             if "change" in metrics:
                 changes.append(metrics["change"])
 
-        with progress(f"sample seed {seed}, {name}", len(self.prompts)) as task:
-            videos = []
-            made = generate(
-                pipeline, self.prompts, sampling, samples=self.samples, guide=guide, told=self.told, report=report
-            )
-            for _, video in made:
-                videos.append(video)
-                task.advance()
+        videos = self.sampled(f"sample seed {seed}, {name}", pipeline, sampling, guide=guide, report=report)
         if changes:
             guided = np.stack(changes)
             self.work.log("guidance", seed=seed, method=name, change=float(guided[guided > 0].mean()))
-        return np.stack(videos)
+        return videos
 
     def facts(self) -> dict[str, str]:
         """What a reader must know of the budgets."""
@@ -215,27 +183,20 @@ class Ablation:
             "motion guidance": f"changes the predicted clean latent by {100 * config.change:g} % a guided step",
         }
 
-    def run(self) -> dict[tuple[int, str], np.ndarray]:
-        """Clips of every seed and method; what lies in the workdir is not made again."""
-        found: dict[tuple[int, str], np.ndarray] = {}
-        for seed in self.config.seeds:
-            files = {name: self.folder(seed) / f"{name}.npy" for name in METHODS}
-            for trained in (None, *LOSSES):
-                todo = [n for n, method in METHODS.items() if method.trained == trained and not files[n].exists()]
-                if todo:
-                    with self.work.stage("train", seed=seed, trained=trained or "base"):
-                        pipeline = self.network(seed, trained)
-                for name in todo:
-                    with self.work.stage("sample", seed=seed, method=name):
-                        write_atomic(files[name], _npy(self.clips(seed, name, pipeline)))
-            found |= {(seed, name): np.load(file) for name, file in files.items()}
-        return found
-
-
-def _npy(array: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
+    def question(self) -> Question:
+        """What is asked."""
+        return Question(
+            "LaMo on the nano model: drift loss and motion guidance",
+            {name: method.title for name, method in self.methods.items()},
+            PLAIN,
+            ("drift", "guidance", "both"),
+            self.facts(),
+            given="the checkpoint, the motion fields and the tracker",
+            notes=(
+                "Methods differ in one thing at a time; budgets, clips, their order and the noise of training and sampling are "
+                "equal. A number is a mean over clips that have it: what shows no thing has no motion, and is in the empty clips.",
+            ),
+        )
 
 
 def run_lamo_ablation(
@@ -247,37 +208,5 @@ def run_lamo_ablation(
             print(f"{workdir} is complete; nothing to do")
             return
         ablation = Ablation(config, pipeline, store, fields, work)
-        clips = ablation.run()
-        words = words_of(ablation.prompts)
-        with work.stage("measure"):
-            scores = {key: score(video, words) for key, video in clips.items()}
-            true, impossible = references(WorldConfig(), config.world_seed, config.scenes)
-            known, errors = reference_scores(true, impossible, pipeline, 0)
-        tally = Tally(scores, np.unique(ablation.prompts, return_inverse=True)[1], config.seeds)
-        titles = {name: method.title for name, method in METHODS.items()}
-        answer = Answer.of(tally, titles, PLAIN, known, errors, ablation.facts())
-        probe_csv(workdir / "clips.csv", csv_rows(ablation, scores), COLUMNS)
-        work.write_result(answer.result())
-        write_atomic(workdir / "README.md", answer.markdown().encode())
-        report = dataclasses.replace(answer.study(), gallery=gallery(ablation, clips))
-        report_run(work, report)
-        work.finish(("result.json", "clips.csv", "README.md"))
-    print(f"{report.summary}\n-> {workdir / 'report.html'}")
-
-
-def csv_rows(ablation: Ablation, scores: Mapping[tuple[int, str], Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
-    """clips.csv: every clip's numbers."""
-    clips = list(zip(ablation.prompts, ablation.samples, strict=True))
-    return [
-        {"method": name, "seed": seed, "prompt": prompt, "sample": sample}
-        | {metric: float(values[i]) for metric, values in found.items()}
-        for (seed, name), found in scores.items()
-        for i, (prompt, sample) in enumerate(clips)
-    ]
-
-
-def gallery(ablation: Ablation, clips: Mapping[tuple[int, str], np.ndarray], count: int = 8) -> Gallery:
-    """The first prompts' clips of the first seed, by every method."""
-    first = [i for i, sample in enumerate(ablation.samples) if sample == 0][:count]
-    shown = np.stack([clips[ablation.config.seeds[0], name][first] for name in METHODS], 1)
-    return Gallery(tuple(m.title for m in METHODS.values()), tuple(ablation.prompts[i] for i in first), shown)
+        summary = ablation.conclude(ablation.run(), ablation.question())
+    print(f"{summary}\n-> {workdir / 'report.html'}")

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxdiff.data.captions import captioned_videos
 from jaxdiff.data.video import read_video
 from jaxdiff.data.worlds import WorldConfig, prompts
 from jaxdiff.errors import ConfigError, MissingDataError
-from jaxdiff.physics import METRICS, measure, track, truth_errors
+from jaxdiff.physics import METRICS, Track, measure, track, truth_errors
 from jaxdiff.physics.reference import Reference, references
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.probes import statistics
@@ -25,6 +25,7 @@ from jaxdiff.study.measures import estimate_json
 from jaxdiff.workdir import Workdir
 
 Scores = dict[str, np.ndarray]  # metric -> [N], nan where not defined
+Measures = Callable[[Track, np.ndarray, WorldConfig], Scores]  # tracked clips and their prompts' words -> scores
 
 GIVEN = "the sampled clips and the tracker; only prompts, each with its clip, are drawn anew"
 SETS = {
@@ -89,10 +90,10 @@ def generated_clips(folder: Path) -> list[tuple[str, Path, str]]:
     return clips
 
 
-def score(video: np.ndarray, words: np.ndarray) -> Scores:
+def score(video: np.ndarray, words: np.ndarray, measures: Measures = measure) -> Scores:
     """Metrics of clips uint8 [N, T, S, S, 3] of prompts int [N, 3]."""
     found = track(video)
-    return measure(found, words, WorldConfig(frames=video.shape[1], size=video.shape[2]))
+    return measures(found, words, WorldConfig(frames=video.shape[1], size=video.shape[2]))
 
 
 def through_autoencoder(pipeline: Pipeline, video: np.ndarray, batch: int = 16) -> np.ndarray:
@@ -106,19 +107,19 @@ def through_autoencoder(pipeline: Pipeline, video: np.ndarray, batch: int = 16) 
 
 
 def reference_scores(
-    true: Reference, impossible: Reference, pipeline: Pipeline | None, seed: int
+    true: Reference, impossible: Reference, pipeline: Pipeline | None, seed: int, measures: Measures = measure
 ) -> tuple[dict[str, Scores], dict[str, dict[str, float]]]:
     """Scores of the sets of `SETS` (the autoencoder's where there is a pipeline), and the tracker's errors on true clips."""
     config = WorldConfig(frames=true.video.shape[1], size=true.video.shape[2])
     found = track(true.video)
-    scores = {"true": measure(found, true.words, config)}
+    scores = {"true": measures(found, true.words, config)}
     errors = {"true": truth_errors(found, true.truth)}
     if pipeline is not None:
         rebuilt = track(through_autoencoder(pipeline, true.video))
-        scores["autoencoder"] = measure(rebuilt, true.words, config)
+        scores["autoencoder"] = measures(rebuilt, true.words, config)
         errors["autoencoder"] = truth_errors(rebuilt, true.truth)
-    scores["shuffled"] = measure(found.shuffled(seed), true.words, config)
-    scores["impossible"] = score(impossible.video, impossible.words)
+    scores["shuffled"] = measures(found.shuffled(seed), true.words, config)
+    scores["impossible"] = score(impossible.video, impossible.words, measures)
     return scores, errors
 
 

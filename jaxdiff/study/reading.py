@@ -191,7 +191,7 @@ def invert_clips(
                         errors = coarse_error(pipeline, latents, trajectory.latents, told, reading)
                         for row, error in zip(rows, errors, strict=True):
                             row |= error
-                    store.finish(ids, rows)
+                    store.finish(ids, rows, wait=False)  # the next clips run while these become durable
                 task.advance(batch.real)
     return ActivationStore.open(folder), batches.skipped | diverged
 

@@ -15,9 +15,9 @@ from jaxdiff.errors import ConfigError
 from jaxdiff.flow.schedule import Schedule
 from jaxdiff.flow.variance_preserving import VariancePreserving
 from jaxdiff.lamo.drift_loss import predicted_clean
-from jaxdiff.mesh import data_size
+from jaxdiff.mesh import data_size, on_host
 from jaxdiff.models.lora import LoRA, adapted, adapter_shardings, new_adapters
-from jaxdiff.models.network import Network, cast
+from jaxdiff.models.network import Network, Remat, cast, check_remat
 from jaxdiff.pipeline import Pipeline
 from jaxdiff.train.loop import Loss, Recipe, fit
 
@@ -66,7 +66,8 @@ class FineTuning:
     logit_mean, logit_std : of the noise levels of flow models, see `draw_sigmas`.
     first_frame : train the continuation of the first frame, for families that take its latents in their place (Wan 2.2
         TI2V): the first latent frame of every clip is given, and not trained on.
-    remat : recompute each block in the backward pass instead of keeping its activations.
+    remat : what the backward pass recomputes of every block, see `jaxdiff.models.network.scan`: "all_but_attention" keeps two
+        arrays of a block's width a block, its input and what self-attention gave; "block" one.
     """
 
     recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(steps=1000, learning_rate=1e-4, warmup=100))
@@ -77,9 +78,10 @@ class FineTuning:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     first_frame: bool = False
-    remat: bool = True
+    remat: Remat = "all_but_attention"
 
     def __post_init__(self):
+        check_remat(self.remat)
         if self.batch < 1 or not 0 <= self.prompt_dropout <= 1 or not self.logit_std > 0:
             raise ConfigError(
                 f"batch={self.batch} and logit_std={self.logit_std} must be positive and "
@@ -113,7 +115,7 @@ def denoising_losses(
     *,
     extra: Mapping[str, ExtraLoss | PromptedLoss] | None = None,
     weight: jax.Array | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> dict[str, jax.Array]:
     """The losses of a batch at given noise: "denoise", and one for each of `extra`, float32 scalars.
 
@@ -205,6 +207,8 @@ def finetune(
     Parameters
     ----------
     pipeline : a text-to-video checkpoint, loaded on `mesh` where there is one.
+    mesh : clips are split over ``data`` and ``fsdp``, weights over ``fsdp``, the tokens of a clip over ``seq``. It may be of
+        several processes, all of which call this and read the same clips.
     data : the clips. Step i sees those that i and the seed decide: each clip once an epoch, in an order of the epoch's own.
     empty : the empty prompt, of batch 1; default: ``pipeline.condition("")``. Needed for prompt dropout only.
     fps : frames per second of the clips, for families that are told it.
@@ -241,7 +245,7 @@ def finetune(
     check_clips(pipeline, config, data.read([0]), fps)
     loss, given = training_loss(pipeline, config, fps), (frozen, empty if config.prompt_dropout else None)
     state = fit(loss, params, recipe, given, batches=batch, mesh=mesh, workdir=workdir, report=report, **options)
-    return dataclasses.replace(pipeline, transformer=rebuilt(network, config.lora)(state.ema, frozen))
+    return dataclasses.replace(pipeline, transformer=rebuilt(network, config.lora)(on_host(state.ema), frozen))
 
 
 def check_pipeline(pipeline: Pipeline) -> None:

@@ -19,9 +19,10 @@ from jaxdiff.data.video import ClipReader, check_videos, list_videos, video_info
 from jaxdiff.data.worlds import WorldConfig, prompts, sample_batch
 from jaxdiff.errors import ConfigError, MissingDataError, NonFiniteError
 from jaxdiff.lamo.motion import LAG
-from jaxdiff.mesh import data_mesh, micro_batches, replicate, shard_batch
+from jaxdiff.mesh import clip_mesh, micro_batches, replicate, shard_batch
 from jaxdiff.models.network import fingerprint
 from jaxdiff.pipeline import Pipeline
+from jaxdiff.processes import count, index, meet
 from jaxdiff.progress import progress
 from jaxdiff.store import LatentHeader, LatentStore, LatentWriter
 from jaxdiff.train.nano import DRAWN, clips_key
@@ -238,7 +239,8 @@ def encode_clips(
     """Encode every clip of a source into a store, or the rest of them into a store that was begun.
 
     Clips go through the VAE in micro-batches of one size, `batch` to a device; a clip's latents depend neither on its
-    neighbours nor on the number of devices.
+    neighbours nor on the number of devices. They go to all devices of `mesh`, whatever its axes: a VAE needs nothing else.
+    Where several processes run as one, each encodes every n-th clip on its own devices, and all return when all have.
 
     Raises
     ------
@@ -247,7 +249,7 @@ def encode_clips(
     NonFiniteError : latents that are not finite; the clip is named.
     StoreWriteError : the disk is full, for example.
     """
-    mesh = data_mesh() if mesh is None else mesh
+    mesh = clip_mesh(mesh)
     made = latent_shape(pipeline, source.shape)
     pipeline = dataclasses.replace(pipeline, vae=replicate(pipeline.vae, mesh))
     assert pipeline.vae is not None  # `latent_shape` has used it
@@ -271,11 +273,13 @@ def encode_clips(
         dtype=dtype,
         count=total,
     )
-    with LatentWriter.create(folder, header, source.names, source.captions, source.describe()) as writer:
+    shard = None if count() == 1 else (index(), count())
+    mine = range(index(), total, count())
+    with LatentWriter.create(folder, header, source.names, source.captions, source.describe(), shard) as writer:
         done = writer.finished()
-        with progress("encode", total, done=len(done)) as task:
+        with progress("encode", len(mine), done=sum(i in done for i in mine)) as task:
             for start in range(0, total, CAPTIONS):
-                todo = [i for i in range(start, min(start + CAPTIONS, total)) if i not in done]
+                todo = [i for i in range(start, min(start + CAPTIONS, total)) if i in mine and i not in done]
                 if not todo:
                     continue
                 text, mask = told(start)
@@ -290,4 +294,5 @@ def encode_clips(
                 for i in todo:
                     if source.names[i] in source.skipped:
                         writer.skip(i, source.skipped[source.names[i]])
+    meet(f"encoded {folder}")
     return LatentStore.open(folder)

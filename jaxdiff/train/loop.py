@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxdiff.errors import CheckpointError, ConfigError, NonFiniteError
+from jaxdiff.errors import CheckpointError, NonFiniteError
 from jaxdiff.mesh import SEQ, replicate, shard_batch
 
 AHEAD = 2  # batches that are made while a step runs
@@ -109,14 +109,9 @@ def fit(
     Raises
     ------
     CheckpointError : the checkpoint in `workdir` is of other parameters.
-    ConfigError : the mesh has ``seq``.
     NonFiniteError : the loss or its gradient is NaN or infinite. The state stays as it was before that step, and is the
         newest checkpoint.
     """
-    if mesh is not None and mesh.shape.get(SEQ, 1) > 1:
-        raise ConfigError(
-            f"training splits clips and weights, and no tokens: give the devices of {SEQ} to data or fsdp"
-        )
     state = TrainState.create(params, recipe)
     if mesh is not None:
         state, data = replicate(state, mesh), replicate(data, mesh)
@@ -198,11 +193,12 @@ def update(
     optimizer, key = recipe.optimizer(), jax.random.key(recipe.seed)
 
     def step(state: TrainState, data, batch=None):
-        value_and_grad = jax.value_and_grad(loss, has_aux=True)
         teacher = (state.ema,) if average else ()
         given = data if batch is None else (data, batch[1])
         with contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            (value, metrics), grads = value_and_grad(state.params, given, jax.random.fold_in(key, state.step), *teacher)
+            (value, metrics), grads = _differentiated(loss)(
+                state.params, given, jax.random.fold_in(key, state.step), *teacher
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A young average follows closely, so that it does not remember the initialisation.
@@ -215,6 +211,26 @@ def update(
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state), dict(metrics, loss=value)
 
     return step
+
+
+def _differentiated(loss: Loss) -> Callable[..., Any]:
+    """`jax.value_and_grad` of a loss; where the context's mesh has ``seq``, devices along it share the tokens of each clip.
+
+    They run the loss side by side (`jaxdiff.kernels.sequence`), each with all of the weights, and all get the same loss. What
+    one of them differentiates is their sum, by its own copy of the weights: the mean of what they find is the gradient.
+    """
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if jax.sharding.get_abstract_mesh().shape.get(SEQ, 1) == 1:
+        return value_and_grad
+
+    def on_device(*given):
+        found, grads = value_and_grad(*given)
+        return found, jax.lax.pmean(grads, SEQ)
+
+    # Manual over this axis alone: clips and weights are the partitioner's, as they are without it.
+    return jax.shard_map(
+        on_device, in_specs=PartitionSpec(), out_specs=PartitionSpec(), axis_names={SEQ}, check_vma=False
+    )
 
 
 def _ahead(make: Callable[[int], Any], first: int, end: int) -> Generator[Any, None, None]:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.models.network import Network
+from jaxdiff.models.network import Network, Remat
 
 
 def flow_matching_loss(
@@ -16,7 +16,7 @@ def flow_matching_loss(
     logit_mean: float = 0.5,
     logit_std: float = 1.0,
     prompt_dropout: float = 0.5,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> jax.Array:
     """Rectified-flow regression ``|| v(x_sigma, sigma) - (noise - x0) ||^2``, mean over all elements.
 

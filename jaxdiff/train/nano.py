@@ -241,7 +241,7 @@ def train_backbone(
             key,
             logit_mean=config.logit_mean,
             prompt_dropout=config.prompt_dropout,
-            remat=True,
+            remat="all_but_attention",
         )
         return value, {}
 

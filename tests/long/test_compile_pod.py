@@ -48,8 +48,9 @@ def test_operations_that_are_counted_are_those_of_the_formula(model):
 
 def test_operations_of_a_training_step_are_those_of_the_benchmark():
     counted, _ = drift.operations()
-    # The kernel for TPUs forms the scores twice in its backward pass, for the queries and for the keys.
-    assert counted < operations(Work("cogvideox-5b", "finetune_lora")) < 1.1 * counted
+    # The kernel for TPUs forms the scores and their gradient twice in its backward pass, for the queries and for the keys.
+    twice = 42 * 2 * 2 * 17776**2 * 3072
+    assert operations(Work("cogvideox-5b", "finetune_lora")) == pytest.approx(counted + twice, rel=0.02)
 
 
 def test_the_drift_loss_is_far_below_a_hundredth_of_a_training_step():
@@ -88,7 +89,7 @@ def test_a_search_keeps_what_is_done_and_ranks_what_fits(tmp_path, tiny, monkeyp
     work = Work("nano", "invert", steps=2)
     assert search.meshes(work, 8)[:4] == ["data=8", "data=4,fsdp=2", "data=2,fsdp=4", "data=1,fsdp=8"]
     assert search.meshes(work, 8)[-1] == "data=1,fsdp=4,seq=2"  # two heads
-    assert search.meshes(Work("nano", "finetune"), 8)[-1] == "data=1,fsdp=8"
+    assert search.meshes(Work("nano", "finetune"), 8) == search.meshes(work, 8)
     tried = []
 
     def measured(work, mesh, chip):

@@ -3,8 +3,13 @@
 import socket
 import subprocess
 
+import jax
+import numpy as np
 import pytest
 
+import jaxdiff
+from experiments import encode_latents, finetune
+from jaxdiff.store import LatentStore
 from tests.experiments.processes import ROOT, assert_same, command, run, tiny_inputs
 
 COMMON = {
@@ -18,13 +23,13 @@ def inputs(tmp_path_factory):
     return tiny_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def together(binary, workdir, count, **flags):
+def together(binary, workdir, count, devices=4, **flags):
     """`count` processes that meet at a free port of this machine; their outputs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     lines = [
-        command(binary, workdir, cpu_devices=4, distributed=f"127.0.0.1:{port},{count},{i}", **flags)
+        command(binary, workdir, cpu_devices=devices, distributed=f"127.0.0.1:{port},{count},{i}", **flags)
         for i in range(count)
     ]
     running = [
@@ -63,6 +68,29 @@ def test_a_study_of_two_processes_answers_as_one_does(inputs, tmp_path):
     run(command("study", tmp_path / "alone", **flags))
     together("study", tmp_path / "both", 2, **flags)
     assert_same(tmp_path / "alone", tmp_path / "both", "store/trained", ["result.json", "probe.csv", "predictions.npz"])
+
+
+def test_two_processes_encode_and_fine_tune_as_one_does(tmp_path):
+    clips = {"model": "nano", "videos": "world", "clips": 5, "frames": 9}
+    encode_latents.run(encode_latents.Config(**clips), tmp_path / "alone")
+    outputs = together("encode_latents", tmp_path / "both", 2, devices=2, **clips)
+    assert "5 clips" in outputs[0] and "5 clips" not in outputs[1]
+    assert_same(tmp_path / "alone", tmp_path / "both", "store", ["result.json", "DONE"])
+    latents = LatentStore.open(tmp_path / "both").path
+    assert sorted(path.name for path in latents.glob("index*")) == ["index.0-of-2.jsonl", "index.1-of-2.jsonl"]
+    assert all(len((latents / f"index.{i}-of-2.jsonl").read_text().splitlines()) == 3 - i for i in range(2))
+
+    flags = {
+        "model": "nano", "config": "nano", "latents": str(tmp_path / "both"), "loss": "drift", "steps": 2, "batch": 2,
+        "learning_rate": 1e-4, "checkpoint_every": 1,
+    }  # fmt: skip
+    finetune.run(finetune.Config(**flags), tmp_path / "one")
+    # Weights are split over the processes, tokens within them.
+    together("finetune", tmp_path / "two", 2, devices=2, mesh="data=1,fsdp=2,seq=2", **flags)
+    assert (tmp_path / "one/result.json").read_bytes() == (tmp_path / "two/result.json").read_bytes()
+    one, two = (jaxdiff.load(tmp_path / name / "pipeline").transformer.params for name in ("one", "two"))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:80,2,2", "10.0.0.1:80,2"])

@@ -9,17 +9,17 @@ import pytest
 
 from jaxdiff.errors import ConfigError
 from jaxdiff.physics import METRICS
-from jaxdiff.study import lamo_ablation, lamo_report
+from jaxdiff.study import lamo_ablation, methods, methods_report
 from jaxdiff.study.lamo_ablation import (
     LOSSES,
     METHODS,
     Ablation,
     LamoAblationConfig,
     LatentEdit,
-    clips_of,
     run_lamo_ablation,
 )
-from jaxdiff.study.lamo_report import Tally
+from jaxdiff.study.methods import clips_of
+from jaxdiff.study.methods_report import Tally
 from tests.physics.test_tracking import drawn, known
 
 
@@ -94,8 +94,8 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(lamo_ablation, "LOSSES", {name: LOSSES[name] for name in ("plain", "drift")})
     for name, value in (("network", network), ("clips", clips), ("__init__", init)):
         monkeypatch.setattr(Ablation, name, value)
-    monkeypatch.setattr(lamo_report, "two_level", functools.partial(lamo_report.two_level, draws=100))
-    monkeypatch.setattr(lamo_ablation, "references", lambda *_: (true, true))
+    monkeypatch.setattr(methods_report, "two_level", functools.partial(methods_report.two_level, draws=100))
+    monkeypatch.setattr(methods, "references", lambda *_: (true, true))
 
     def start():
         made.clear()

@@ -18,7 +18,7 @@ def test_forwards_with_and_without_hooks_are_timed_at_both_shapes():
     found = gpu_peers.eager(TOY)
     assert found["ceiling_tflops"] > 0
     for shape in ("study", "long"):
-        assert set(found[shape]["1"]) == {"ceiling", "none", "cpu", "pool", "control"}
+        assert set(found[shape]["1"]) == {"ceiling", "none", "cpu", "pool"}
         assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in found[shape]["1"].values())
 
 

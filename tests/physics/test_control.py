@@ -97,7 +97,7 @@ def backbone():
 def test_at_first_the_links_alone_have_a_gradient_and_after_a_step_the_copied_blocks_too(backbone):  # b
     branch = new_branch(backbone, 2, LATENTS, VIDEO)
     x, cond, signal, first = inputs()
-    loss = training_loss(backbone, branch, ControlTraining(batch=2, control_dropout=0.0, remat=False))
+    loss = training_loss(backbone, branch, ControlTraining(batch=2, control_dropout=0.0, remat="none"))
     slope, given = jax.jit(jax.grad(loss, has_aux=True)), ((backbone, None), (x, signal, told(cond, first=first)))
     before, params, felt = fingerprint(backbone.transformer), branch.params, []
     for number in range(3):

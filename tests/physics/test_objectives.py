@@ -135,7 +135,7 @@ class Line(Says):
 def test_beta_at_infinity_is_plain_fine_tuning_bit_for_bit_and_other_weights_are_not():
     start = Network(None, None, {"gain": jnp.ones(4), "bias": jnp.zeros(4)})
     pipeline = Pipeline(start, Line(), UniPCFlow(shift=3.0))
-    config = FineTuning(Recipe(steps=3, learning_rate=1e-2, warmup=1), batch=3, prompt_dropout=0.0, remat=False)
+    config = FineTuning(Recipe(steps=3, learning_rate=1e-2, warmup=1), batch=3, prompt_dropout=0.0, remat="none")
     rewards = np.random.default_rng(1).random((2, 3))
 
     def tuned(data):

@@ -150,6 +150,22 @@ def test_the_stiffness_is_that_of_plane_stress():
     assert stretch @ stiffness @ stretch == pytest.approx(1.0)
 
 
+def test_uniform_motion_is_the_distance_from_the_weighted_line_and_bridges_what_is_hidden():
+    rng = np.random.default_rng(0)
+    time, weight = np.arange(9.0), rng.random((3, 9)).astype(np.float32)
+    weight[0, 3:6] = 0  # hidden
+    weight[2] = 0
+    steady = (0.3 + rng.random((3, 1)) * time).astype(np.float32)
+    steady[0, 3:6] += 5
+    assert np.abs(residuals.uniform_motion(steady, weight)).max() < 1e-5
+    bent = steady + 0.01 * (time - 4).astype(np.float32) ** 2
+    found = np.asarray(residuals.uniform_motion(bent, weight))
+    for row in (0, 1):
+        line = np.polyval(np.polyfit(time, bent[row], 1, w=np.sqrt(weight[row])), time)
+        np.testing.assert_allclose(found[row], np.sqrt(weight[row]) * (bent[row] - line), atol=2e-5)
+    assert (found[2] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("law", "arguments", "message"),
     [
@@ -161,6 +177,7 @@ def test_the_stiffness_is_that_of_plane_stress():
         (lambda u: residuals.wave(u, 1.0, 1.0, 1.0), [(1, 3, 8, 8)], "needs 4 nodes along axis 1"),
         (lambda c, u: residuals.advection_diffusion(c, u, 1.0, 1.0, 1.0), [(1, 4, 8, 8), (1, 3, 8, 8, 2)], "may be 1"),
         (residuals.elasticity, [(1, 4, 4, 2), (1, 4, 4), (1, 4, 4, 2), (1, 4, 4, 2)], r"must be \(1, 5, 5, 2\)"),
+        (residuals.uniform_motion, [(2, 9), (2, 8)], r"weight is \(2, 8\) and must be \(2, 9\)"),
     ],
 )
 def test_fields_of_the_wrong_shape_are_told(law, arguments, message):

@@ -388,9 +388,13 @@ def test_the_host_holds_little_more_than_the_result_while_it_loads(tmp_path, run
     assert beyond < result + 1.2 * group
 
 
-def test_the_strip_copy_equals_a_plain_copy():
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16])
+def test_the_copy_by_parts_equals_a_plain_copy(kind):
     x = np.random.default_rng(0).standard_normal((101, 7, 45)).astype(np.float32)
-    for source in (x, x.T, x[::2].transpose(1, 2, 0), x[0, 0], x.transpose(2, 0, 1)[:, 3:9]):
+    # A matrix of several tiles each way, not whole ones.
+    m = np.random.default_rng(1).standard_normal((300, 1544)).astype(kind)
+    cubes = [x, x.T, x[::2].transpose(1, 2, 0), x[0, 0], x.transpose(2, 0, 1)[:, 3:9]]
+    for source in (*cubes, m, m[:, 8:], m.T, m.T[8:], m.T[3:], m.T[::2], m[1:, 16:40].T, m[:, ::-1].T):
         target = np.zeros(source.shape, ml_dtypes.bfloat16)
         filling._copy(target, source)
         np.testing.assert_array_equal(target, source.astype(ml_dtypes.bfloat16))

@@ -199,6 +199,44 @@ def test_a_full_disk_stops_returned_captures_too(tmp_path, disk):
     assert not ActivationStore.open(tmp_path / "s").finished()
 
 
+def test_devices_go_on_while_what_is_finished_becomes_durable(tmp_path, disk):
+    disk.gate.clear()
+    with create(tmp_path / "s", queue_bytes=1) as store:
+        for ids in ([0, 1], [2, 3]):
+            # A chunk of each clip is let in, though one alone is more than the queue's bound.
+            stream(store.sink(ids), jnp.zeros((2, 2))).block_until_ready()
+            jax.effects_barrier()
+            if ids == [2, 3]:
+                disk.gate.set()  # the second commit waits for the first
+            store.finish(ids, [{"of": i} for i in ids], wait=False)
+            assert store.queue.waited == 0.0 and (ids == [2, 3]) <= (store.finished() >= {0, 1})
+        assert store.queue.deepest == 4 * SLOTS * 2 * 4
+    read = ActivationStore.open(tmp_path / "s")  # closing waits for the second
+    assert read.records() == {i: {"of": i} for i in range(4)}
+    assert read.read("x").tobytes() == expected(4).tobytes()
+
+
+def test_what_fails_behind_a_finish_is_raised_by_the_next_call_and_by_the_end(tmp_path, disk):
+    def run(then):
+        with create(tmp_path / "s") as store:
+            disk.gate.clear()
+            one = np.zeros((SLOTS, 1, 1, 2), np.float32)
+            store.write([0], {"x": one})
+            store.finish([0], wait=False)
+            disk.fail = OSError(errno.ENOSPC, "")
+            disk.gate.set()
+            then(store, one)
+
+    def finish_another(store, one):
+        wait_until_idle(store)
+        store.write([1], {"x": one})
+
+    for then in (lambda store, one: None, finish_another):
+        failure(StoreWriteError, "No space left on device", lambda then=then: run(then))
+        disk.fail = None
+    assert not ActivationStore.open(tmp_path / "s").finished()
+
+
 def test_an_unexpected_failure_is_not_swallowed(tmp_path, disk):
     def run():
         with create(tmp_path / "s") as store:

@@ -21,7 +21,7 @@ class Field:
     def __init__(self, velocity):
         self.velocity, self.asked = velocity, []
 
-    def __call__(self, x, timestep, text, remat=False):
+    def __call__(self, x, timestep, text, remat="none"):
         self.asked.append((x, timestep, text))
         return self.velocity(x, timestep), {}
 

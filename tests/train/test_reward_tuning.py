@@ -92,7 +92,7 @@ def test_a_first_frame_that_is_given_is_neither_noised_nor_trained_on(pipeline):
     found = losses(noise)
     assert losses(jnp.concatenate([other[:, :1], noise[:, 1:]], 1))["denoise"] == found["denoise"]
     assert losses(other)["denoise"] != found["denoise"] and found["kept"] == 0
-    config = FineTuning(Recipe(1), first_frame=True, prompt_dropout=0.0, remat=False)
+    config = FineTuning(Recipe(1), first_frame=True, prompt_dropout=0.0, remat="none")
     given = ((None, None), (latents, text, None))
     jax.eval_shape(training_loss(pipeline, config), pipeline.transformer.params, given, jax.random.key(0))
     loss = training_loss(dataclasses.replace(pipeline, family=Wan()), config)

@@ -49,6 +49,7 @@ class Batch:
     before: Thing  # what the clip shows before the switch,
     after: Thing  # and after it
     words: jax.Array  # int32 [B, 3], the prompt
+    stage: Stage  # around them
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def sample_batch(key: jax.Array, config: WorldConfig, batch: int, structure: str
         video = render_video(config, stage, before)
         if structure == "independent":
             video = jnp.concatenate([video[: config.switch], render_video(config, stage, after)[config.switch :]])
-        return Batch(video=video, before=before, after=after, words=prompts.words(told))
+        return Batch(video=video, before=before, after=after, words=prompts.words(told), stage=stage)
 
     return jax.vmap(one)(jax.random.split(key, batch))
 

@@ -270,7 +270,7 @@ class CogVideoXTransformer(nnx.Module):
         edits=(),
         sigma=None,
         key=None,
-        remat: bool = False,
+        remat: network.Remat = "none",
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One evaluation of the network.
 
@@ -281,7 +281,7 @@ class CogVideoXTransformer(nnx.Module):
         text : [B, N, text_embed_dim]; CogVideoX has no text mask, padded positions attend.
         ofs : [B], for checkpoints with `ofs_embed_dim`
         taps, edits : see `jaxdiff.taps`; `sigma` and `key` are handed to the edits.
-        remat : recompute each block in the backward pass instead of keeping its activations.
+        remat : what the backward pass recomputes, see `jaxdiff.models.network.scan`.
 
         Returns
         -------

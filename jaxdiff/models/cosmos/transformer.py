@@ -261,7 +261,7 @@ class CosmosTransformer(nnx.Module):
         edits=(),
         sigma=None,
         key=None,
-        remat: bool = False,
+        remat: network.Remat = "none",
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One evaluation of the network.
 
@@ -275,7 +275,7 @@ class CosmosTransformer(nnx.Module):
         fps : frames per second of the video, one number or [B], by which positions in time are scaled; None: 24, the
             rate at which they are not.
         taps, edits : see `jaxdiff.taps`; `sigma` and `key` are handed to the edits.
-        remat : recompute each block in the backward pass instead of keeping its activations.
+        remat : what the backward pass recomputes, see `jaxdiff.models.network.scan`.
 
         Returns
         -------

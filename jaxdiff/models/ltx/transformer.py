@@ -182,7 +182,7 @@ class LTXTransformer(nnx.Module):
         edits=(),
         sigma=None,
         key=None,
-        remat: bool = False,
+        remat: network.Remat = "none",
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One evaluation of the network.
 
@@ -194,7 +194,7 @@ class LTXTransformer(nnx.Module):
         text_mask : [B, N] bool, True at real tokens; None: all are.
         positions : where the latents are: frames in seconds, [T'] or [B, T'], rows and columns in pixels, [H'] and [W'].
         taps, edits : see `jaxdiff.taps`; `sigma` and `key` are handed to the edits.
-        remat : recompute each block in the backward pass instead of keeping its activations.
+        remat : what the backward pass recomputes, see `jaxdiff.models.network.scan`.
 
         Returns
         -------

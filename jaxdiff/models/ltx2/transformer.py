@@ -177,7 +177,7 @@ class LTX2Transformer(nnx.Module):
         edits=(),
         sigma=None,
         key=None,
-        remat: bool = False,
+        remat: network.Remat = "none",
     ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
         """One evaluation of the network.
 
@@ -195,7 +195,7 @@ class LTX2Transformer(nnx.Module):
         audio_timestep : [B] or [B, L]; None: that of the video, which is then [B].
         audio_text : [B, N, caption_channels], of the audio connector
         taps, edits : of the video stream, see `jaxdiff.taps`; `sigma` and `key` are handed to the edits.
-        remat : recompute each block in the backward pass instead of keeping its activations.
+        remat : what the backward pass recomputes, see `jaxdiff.models.network.scan`.
 
         Returns
         -------

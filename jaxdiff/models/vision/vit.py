@@ -178,7 +178,7 @@ class VideoTransformer(nnx.Module):
         *,
         taps: Sequence[Tap] = (),
         keep: jax.Array | None = None,
-        remat: bool = False,
+        remat: network.Remat = "none",
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encode clips.
 
@@ -187,7 +187,7 @@ class VideoTransformer(nnx.Module):
         pixels : [B, T, size, size, C], as `jaxdiff.Encoder.prepare` makes them.
         taps : see `jaxdiff.taps`.
         keep : int32 [B, n], the tokens that are seen (the others are cut out, as in training by masking); None: all.
-        remat : recompute each block in the backward pass instead of keeping its activations.
+        remat : what the backward pass recomputes, see `jaxdiff.models.network.scan`.
 
         Returns
         -------

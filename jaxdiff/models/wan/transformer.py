@@ -253,7 +253,7 @@ class WanTransformer(nnx.Module):
         edits=(),
         sigma=None,
         key=None,
-        remat: bool = False,
+        remat: network.Remat = "none",
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """One evaluation of the network.
 
@@ -265,7 +265,7 @@ class WanTransformer(nnx.Module):
         text : [B, N, text_dim]; Wan has no text mask, padded positions are zeros and attend.
         image : [B, M, image_dim], tokens of the image encoder, for checkpoints with an `image_dim`.
         taps, edits : see `jaxdiff.taps`; `sigma` and `key` are handed to the edits.
-        remat : recompute each block in the backward pass instead of keeping its activations.
+        remat : what the backward pass recomputes, see `jaxdiff.models.network.scan`.
 
         Returns
         -------
