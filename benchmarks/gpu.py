@@ -66,8 +66,11 @@ def outcome(name: str, settings: Settings) -> dict[str, Any] | str:
     """What a part measured, or why it measured nothing."""
     module, takes = PARTS[name]
     kept = None if settings.folder is None else Path(settings.folder) / f"{name}.json"
+    asked = {"pairs": settings.pairs, "tiny": settings.tiny}
     if kept is not None and kept.exists():
-        return json.loads(kept.read_text())
+        before = json.loads(kept.read_text())
+        if before["settings"] == asked:
+            return before["found"]
     left = settings.budget - (time.monotonic() - _STARTED)
     if left < takes / 2:
         return f"out of time: {left:.0f} s are left and it takes about {takes} s; run the same command again, or it with --only"
@@ -77,7 +80,7 @@ def outcome(name: str, settings: Settings) -> dict[str, Any] | str:
         return str(error)
     if kept is not None and not found.get("stopped"):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found))
+        kept.write_text(json.dumps({"settings": asked, "found": found}))
     return found
 
 

@@ -32,7 +32,7 @@ class Config:
     change: float = setting(
         0.03,
         "What guidance changes of the predicted clean latent in a guided step, relative. Of 0.01, 0.03 and 0.1 the one with "
-        "the fewest violations, on the model as it ships and a seed that is not scored.",
+        "the fewest violations, by less than their intervals, on the model as it ships and a seed that is not scored.",
     )
     samples: int = setting(2, "Clips of each of the 72 prompts, a method and a seed.")
     sampling_steps: int = setting(24, "Steps of the sampler.")

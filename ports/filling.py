@@ -130,12 +130,9 @@ def _read(reader: Checkpoint, group: Group, dtype: np.dtype, index: tuple[slice,
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source`, cast included, several times as fast if `source` is a transposed view.
 
-    NumPy walks a transposed source with one cache miss an element. A strip of a few torch rows (the leaf's last axis is
-    torch's first) is read in order, cast, and is small enough to be transposed from the cache.
+    NumPy walks a transposed source with one cache miss an element. Matrices go by tiles (`_transpose`). Of other arrays a strip of
+    a few torch rows (the leaf's last axis is torch's first) is read in order, cast, and is small enough for the cache.
     """
-    if source.dtype == target.dtype:
-        # NumPy copies what it does not know, as bfloat16, one by one, and one thread at a time.
-        source, target = (x.view(f"u{x.itemsize}") for x in (source, target))
     if source.ndim < 2 or source.strides[-1] == source.itemsize:
         target[...] = source
     elif source.ndim == 2 and source.shape[0] % (CHUNK.itemsize // target.itemsize) == 0:

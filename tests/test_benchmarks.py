@@ -1,5 +1,6 @@
 """What the benchmarks rest on; what is timed here is a toy, and only to see that everything runs."""
 
+import dataclasses
 import json
 import subprocess
 import time
@@ -290,6 +291,8 @@ def test_what_a_part_had_measured_when_it_ended_is_not_lost_and_what_came_to_its
     gpu.outcome.cache_clear()
     run.run_case("gpu", "long", settings)
     assert started == ["long", "finetune", "study"]
+    run.run_case("gpu", "long", dataclasses.replace(settings, pairs=settings.pairs + 1))  # what was kept is of fewer
+    assert started == ["long", "finetune", "study", "long"]
     gpu.outcome.cache_clear()
 
 

@@ -177,9 +177,7 @@ class Suite(Comparison):
     def _controlled(self, seed: int, folder: Path, given: dict[str, Any]) -> Pipeline:
         data = MaskedClips(self.store, Masks.pack(self.scenes.screen))
         training = self.config.control_training(seed)
-        branch = train_control(
-            self.pipeline, self.branch(seed), data, training, folder, empty=self.told[""], **given
-        )  # the backbone stays as it is
+        branch = train_control(self.pipeline, self.branch(seed), data, training, folder, empty=self.told[""], **given)
         return controlled(self.pipeline, branch)
 
     def weighted(self, seed: int) -> WeightedClips:

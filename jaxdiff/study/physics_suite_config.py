@@ -27,9 +27,8 @@ from jaxdiff.train.reward_tuning import RewardTuning
 PLAIN, DRIFT, PIDM, RWR, OBJECTIVE, ORO, CONTROL = "plain", "drift", "pidm", "rwr", "objective", "oro", "control"
 REWARDS = ("segmentation", "flow", "depth")
 TRAINING_WORLD = 1  # seed of the training clips; the shipped model was trained on 0
-OTHER_NOISE = (
-    1_000_003  # added to a seed: the samples that rwr is trained on begin at other noise than those that are scored
-)
+# Added to a seed: the samples that rwr is trained on begin at other noise than those that are scored.
+OTHER_NOISE = 1_000_003
 
 
 @dataclasses.dataclass(frozen=True)
