@@ -5,7 +5,7 @@
 writes `motion_field/` (config.json and safetensors; `jaxdiff.lamo.load_motion_field`), checkpoints/ and result.json with
 skill = 1 - MSE / MSE(no motion) and the cosine, with intervals over held-out clips, beside those of the training clips' mean,
 of the field that is told no prompt, and of block matching, which sees the later frame. Interrupted, the same command goes on
-where it stopped.
+where it stopped. With --distributed a batch is split over the devices of all processes.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ def run(config: Config, workdir: Path) -> None:
 
     from jaxdiff.lamo import FieldLoss, save_motion_field
     from jaxdiff.mesh import parse_mesh
+    from jaxdiff.processes import is_first, meet
     from jaxdiff.store import LatentStore
     from jaxdiff.train.loop import Recipe
     from jaxdiff.train.motion_field import Corpus, MotionFieldTraining, measure, split, train_motion_field
@@ -58,7 +59,7 @@ def run(config: Config, workdir: Path) -> None:
     sizes = training.model(store)
     mesh = parse_mesh(config.mesh)
     rows, aside = split(len(store), config.held_out, config.seed)
-    with Workdir(workdir, {**dataclasses.asdict(config), "mesh": None}) as work:
+    with Workdir(workdir, {**dataclasses.asdict(config), "mesh": None}, primary=is_first()) as work:
         if work.done:
             print(f"{workdir} is complete; nothing to do")
             return
@@ -66,25 +67,27 @@ def run(config: Config, workdir: Path) -> None:
             clips = Corpus(store, training.in_memory)
         with progress("train motion field", config.steps, unit="steps") as task:
             network = train_motion_field(training, store, clips, rows, mesh, workdir, reporter(work, task))
-        save_motion_field(network, workdir / "motion_field")
-        with work.stage("measure"):
-            found = measure(training, network, clips, rows, aside)
-        work.write_result(
-            {
-                "headline": {"skill": found["field"].skill, "cosine": found["field"].cosine},
-                "skills": found,
-                "clips": {"trained_on": len(rows), "held_out": len(aside)},
-                "field": sizes,
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(network.params)),
-                "latents": store.header,
-            }
-        )
-        work.finish(("result.json", "motion_field/diffusion_pytorch_model.safetensors"))
-    for name, skill in found.items():
-        low, high = skill.skill_interval
-        print(f"{name:>22}: skill {skill.skill:6.3f} [{low:.3f}, {high:.3f}]  cosine {skill.cosine:6.3f}")
-    print(f"{len(aside)} held-out clips -> {workdir / 'motion_field'}")
+        if is_first():
+            save_motion_field(network, workdir / "motion_field")
+            with work.stage("measure"):
+                found = measure(training, network, clips, rows, aside)
+            work.write_result(
+                {
+                    "headline": {"skill": found["field"].skill, "cosine": found["field"].cosine},
+                    "skills": found,
+                    "clips": {"trained_on": len(rows), "held_out": len(aside)},
+                    "field": sizes,
+                    "parameters": sum(leaf.size for leaf in jax.tree.leaves(network.params)),
+                    "latents": store.header,
+                }
+            )
+            work.finish(("result.json", "motion_field/diffusion_pytorch_model.safetensors"))
+            for name, skill in found.items():
+                low, high = skill.skill_interval
+                print(f"{name:>22}: skill {skill.skill:6.3f} [{low:.3f}, {high:.3f}]  cosine {skill.cosine:6.3f}")
+            print(f"{len(aside)} held-out clips -> {workdir / 'motion_field'}")
+    meet("written")
 
 
 if __name__ == "__main__":
-    run_binary(run, Config)
+    run_binary(run, Config, distributed=True)

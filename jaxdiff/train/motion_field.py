@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.errors import ConfigError
 from jaxdiff.lamo.motion_field import FieldLoss, MotionField, MotionFieldConfig
 from jaxdiff.lamo.skill import Skill, skills
-from jaxdiff.mesh import clip_mesh
+from jaxdiff.mesh import data_mesh
 from jaxdiff.models.network import Network
 from jaxdiff.store import LatentBatch, LatentStore
 from jaxdiff.train.loop import Recipe, fit
@@ -119,8 +120,8 @@ def train_motion_field(
     workdir: Path | None = None,
     report: Report = lambda step, metrics: None,
 ) -> Network:
-    """Train on the clips `rows`; returns the field with averaged weights. A batch is split over all devices of `mesh`, whatever
-    its axes: the field is small.
+    """Train on the clips `rows`; returns the field with averaged weights, in the host's memory. A batch is split over all devices
+    of `mesh`, whatever its axes: the field is small.
 
     Raises
     ------
@@ -138,9 +139,9 @@ def train_motion_field(
         drawn = np.random.default_rng([recipe.seed, step]).integers(len(rows), size=training.batch)
         return clips.read(rows[drawn])
 
-    mesh = None if mesh is None else clip_mesh(mesh)
+    mesh = None if mesh is None else data_mesh(list(mesh.devices.flat))
     state = fit(loss, start.params, recipe, (), batches=batches, mesh=mesh, workdir=workdir, report=report)
-    return start.replace(state.ema)
+    return start.replace(jax.device_get(state.ema))
 
 
 def measure(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxdiff
-from experiments import encode_latents, finetune
+from experiments import encode_latents, finetune, train_motion_field
+from jaxdiff.lamo import load_motion_field
 from jaxdiff.store import LatentStore
 from tests.experiments.processes import ROOT, assert_same, command, run, tiny_inputs
 
@@ -51,6 +52,12 @@ def chunks(store):
     return {path.relative_to(store): path.read_bytes() for path in files}
 
 
+def assert_near(one, two):
+    """Equal weights, but for the order in which devices' gradients are summed."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5)
+
+
 def test_two_processes_leave_the_bytes_of_one(inputs, tmp_path):
     flags = {"checkpoint": inputs / "checkpoint", "videos": inputs / "videos", **COMMON}
     run(command("invert", tmp_path / "alone", **flags))
@@ -70,7 +77,7 @@ def test_a_study_of_two_processes_answers_as_one_does(inputs, tmp_path):
     assert_same(tmp_path / "alone", tmp_path / "both", "store/trained", ["result.json", "probe.csv", "predictions.npz"])
 
 
-def test_two_processes_encode_and_fine_tune_as_one_does(tmp_path):
+def test_two_processes_encode_and_train_as_one_does(tmp_path):
     clips = {"model": "nano", "videos": "world", "clips": 5, "frames": 9}
     encode_latents.run(encode_latents.Config(**clips), tmp_path / "alone")
     outputs = together("encode_latents", tmp_path / "both", 2, devices=2, **clips)
@@ -79,6 +86,13 @@ def test_two_processes_encode_and_fine_tune_as_one_does(tmp_path):
     latents = LatentStore.open(tmp_path / "both").path
     assert sorted(path.name for path in latents.glob("index*")) == ["index.0-of-2.jsonl", "index.1-of-2.jsonl"]
     assert all(len((latents / f"index.{i}-of-2.jsonl").read_text().splitlines()) == 3 - i for i in range(2))
+
+    flags = {"latents": tmp_path / "both", "held_out": 0.2, "steps": 3, "batch": 4}
+    train_motion_field.run(train_motion_field.Config(**flags), tmp_path / "field")
+    outputs = together("train_motion_field", tmp_path / "fields", 2, devices=2, **flags)
+    assert "1 held-out clips" in outputs[0] and "held-out" not in outputs[1]
+    one, two = (load_motion_field(tmp_path / name / "motion_field").params for name in ("field", "fields"))
+    assert_near(one, two)
 
     flags = {
         "model": "nano", "config": "nano", "latents": str(tmp_path / "both"), "loss": "drift", "steps": 2, "batch": 2,
@@ -89,8 +103,7 @@ def test_two_processes_encode_and_fine_tune_as_one_does(tmp_path):
     together("finetune", tmp_path / "two", 2, devices=2, mesh="data=1,fsdp=2,seq=2", **flags)
     assert (tmp_path / "one/result.json").read_bytes() == (tmp_path / "two/result.json").read_bytes()
     one, two = (jaxdiff.load(tmp_path / name / "pipeline").transformer.params for name in ("one", "two"))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5)
+    assert_near(one, two)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1", "10.0.0.1:80,2,2", "10.0.0.1:80,2"])
