@@ -148,14 +148,29 @@ class Pool:
     ) -> list[Estimate]:
         """`two_level` of per-scene sums [K, G] over sizes [G]; an entry that is nan in any run is nan.
 
-        Widened intervals are cut off where no value can be: below `least` and above 1.
+        Widened intervals are cut off where no value can be: below `least` and above 1. Where all scenes of all runs say the same,
+        a bootstrap says nothing: the interval is as wide as Wilson's with scenes for trials, as in a single study.
         """
-        parts = [np.atleast_2d(sums(run)) for run in self.runs]
+        parts, counts = [np.atleast_2d(sums(run)) for run in self.runs], [sizes(run) for run in self.runs]
         known = np.all([np.isfinite(part).all(1) for part in parts], axis=0)
         filled = [np.nan_to_num(part) for part in parts]
-        found = two_level(self.crossing, filled, [sizes(run) for run in self.runs], seed=self.seed)
-        cut = [Estimate(e.value, max(e.low, least), min(e.high, 1.0)) for e in found]
-        return [e if yes else Estimate(math.nan) for e, yes in zip(cut, known, strict=True)]
+        shares = [part[:, size > 0] / size[size > 0] for part, size in zip(filled, counts, strict=True)]
+        agreed = np.ptp(np.concatenate(shares, axis=1), axis=1) < 1e-9
+        scenes = sum({run.world: int((size > 0).sum()) for run, size in zip(self.runs, counts, strict=True)}.values())
+
+        def told(found: Estimate, known: bool, agreed: bool) -> Estimate:
+            value = found.value
+            if not known:
+                return Estimate(math.nan)
+            if not agreed:
+                return Estimate(value, max(found.low, least), min(found.high, 1.0))
+            if least < 0:  # a difference
+                most = statistics.wilson_interval(0, scenes)[1]
+                return Estimate(value, value - most, value + most)
+            return Estimate(value, *statistics.wilson_interval(value * scenes, scenes))
+
+        found = two_level(self.crossing, filled, counts, seed=self.seed)
+        return [told(*each) for each in zip(found, known, agreed, strict=True)]
 
     def accuracy(self, key: str, category: str | None = None) -> Estimate:
         """Accuracy of a source, of one category's clips where one is named."""

@@ -4,13 +4,15 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 
 from jaxdiff.errors import ConfigError, MissingDataError
+from jaxdiff.probes.statistics import wilson_interval
 from jaxdiff.report import Estimate
-from jaxdiff.study.aggregate import aggregate, read_runs, run_aggregate
+from jaxdiff.study.aggregate import Pool, Run, aggregate, read_runs, run_aggregate
 from jaxdiff.study.predictions import FILE, unpack
 from jaxdiff.study.summary import lineage, told
 from jaxdiff.study.together import Part, exchanged, null_together
@@ -49,6 +51,16 @@ def test_headline_pools_the_runs_and_their_range_stands_beside_it(folders, done)
     assert "different draws" in result["intervals"]
     pairwise = [run["pairwise"]["states"] for run in single]
     assert result["pairwise"]["states"]["value"] == pytest.approx(np.mean(pairwise), abs=1e-6)
+
+
+def test_where_all_scenes_agree_the_interval_is_wilsons(folders):
+    pool = Pool(read_runs(folders), 0)
+    scenes = sum(len(run.clips()) for run in pool.runs) / 2  # two training seeds met the same scenes
+    half, differing = pool.ratio(lambda run: np.stack([run.clips() / 2, run.per_scene(run.hits("states"))]), Run.clips)
+    assert (half.value, half.low, half.high) == pytest.approx((0.5, *wilson_interval(scenes / 2, scenes)))
+    assert (differing.low, differing.high) == astuple(pool.accuracy("states"))[1:]
+    zero = pool.ratio(lambda run: 0 * run.clips(), Run.clips, least=-1.0)[0]
+    assert zero.high == -zero.low == pytest.approx(wilson_interval(0, scenes)[1])
 
 
 def test_every_run_is_listed_with_its_seeds(folders, done):
