@@ -34,6 +34,7 @@ ONE_DEVICE = (
     "there is no --mesh here: this fits and trains on one device, and samples, where it does, on all of this process. Binaries for "
     "large networks take one: study, invert, fidelity, intervene, generate, encode_latents, finetune, train_motion_field and control"
 )
+INTERRUPTED = 130
 GOES_ON = "Nothing already stored is lost; the same command goes on from there."
 
 
@@ -100,7 +101,13 @@ def run_binary(
     def main(_: list[str]) -> NoReturn:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # jax logs every backend that it does not find
-        sys.exit(guarded(lambda: _call(run, config_class, workdir), debug=flags.FLAGS.debug))
+        code = guarded(lambda: _call(run, config_class, workdir), debug=flags.FLAGS.debug)
+        if code in (Resumable.exit_code, INTERRUPTED):
+            # Threads of the runtime may still be at what was stopped, and crash when the interpreter goes away under them.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        sys.exit(code)
 
     app.run(main, flags_parser=parser)
     raise AssertionError("absl's app.run returned")
@@ -159,7 +166,7 @@ def verdict(error: BaseException, stopped: int | None = None) -> tuple[int, str]
     if stopped == signal.SIGTERM:
         return Resumable.exit_code, "stopped by SIGTERM. " + GOES_ON
     if stopped == signal.SIGINT or isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted. " + GOES_ON
+        return INTERRUPTED, "interrupted. " + GOES_ON
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
